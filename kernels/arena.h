@@ -1,0 +1,42 @@
+#ifndef JUBAL_KERNELS_ARENA_H_
+#define JUBAL_KERNELS_ARENA_H_
+
+#include <cstdint>
+
+#include "kernels/tensor.h"
+
+namespace jubal {
+
+/// Every tensor starts at a multiple of this: one cache line.
+inline constexpr std::int64_t kAlignment = 64;
+
+/// Bytes of a tensor in an arena, its padding included.
+inline std::int64_t ArenaBytes(std::int64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+/// Memory taken once, at start-up, and handed out piece by piece; given back as a whole. Zeroed.
+/// Moving it keeps the pieces valid.
+class Arena {
+ public:
+  Arena() = default;
+  /// Throws UserError (kConfig) when the machine does not give that much.
+  explicit Arena(std::int64_t bytes);
+  ~Arena();
+  Arena(Arena&& other) noexcept;
+  Arena& operator=(Arena&& other) noexcept;
+
+  /// The next piece. Taking more than the arena has is a bug: its size came from a plan.
+  TensorView Take(DType dtype, Shape shape);
+
+  std::int64_t bytes_left() const { return bytes_ - used_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::int64_t bytes_ = 0;
+  std::int64_t used_ = 0;
+};
+
+}  // namespace jubal
+
+#endif  // JUBAL_KERNELS_ARENA_H_

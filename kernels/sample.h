@@ -1,0 +1,54 @@
+#ifndef JUBAL_KERNELS_SAMPLE_H_
+#define JUBAL_KERNELS_SAMPLE_H_
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/tensor.h"
+
+namespace jubal {
+
+/// How one row's next token is drawn. In this order: penalties, temperature, top_k, top_p, min_p.
+struct SampleRow {
+  float temperature = 1.0f;        // 0: the largest logit, lowest id on a tie
+  std::int32_t top_k = 0;          // keep that many of the largest; 0 keeps all
+  float top_p = 1.0f;              // keep the most probable until their sum reaches this
+  float min_p = 0.0f;              // keep those at least min_p times as probable as the first
+  float presence_penalty = 0.0f;   // subtracted from the logit of each token produced before
+  float frequency_penalty = 0.0f;  // … times its count
+  float repetition_penalty = 1.0f;  // logits of tokens seen before (prompt too): ÷ if > 0, × if < 0
+  std::uint64_t seed = 0;
+  std::uint64_t position = 0;  // of the new token: with the seed, the random number's whole key
+  std::span<const std::int32_t> seen;             // distinct tokens of prompt and output
+  std::span<const std::int32_t> produced;         // distinct tokens of the output …
+  std::span<const std::int32_t> produced_counts;  // … and how often each
+};
+
+/// Draws one token per row. The random number is Philox4x32-10 keyed by (seed, position), so the
+/// draw does not depend on the batch.
+struct Sample {
+  TensorView ids;          // [rows] i32
+  TensorView logprobs;     // [rows] f32: ln softmax(logits)[id], before penalties and temperature
+  ConstTensorView logits;  // [rows, vocabulary] f32, finite
+  std::span<const SampleRow> rows;  // host memory
+  TensorView workspace;             // [≥ SampleWorkspaceBytes(vocabulary)] u8, 64-byte aligned
+};
+
+std::int64_t SampleWorkspaceBytes(std::int64_t vocabulary);
+
+/// out[r] = ln softmax(logits[r, :])[ids[r]]
+struct LogProb {
+  TensorView out;          // [rows] f32
+  ConstTensorView logits;  // [rows, vocabulary] f32
+  ConstTensorView ids;     // [rows] i32
+};
+
+void Check(const Sample& op);
+void RunOnCpu(const Sample& op);
+
+void Check(const LogProb& op);
+void RunOnCpu(const LogProb& op);
+
+}  // namespace jubal
+
+#endif  // JUBAL_KERNELS_SAMPLE_H_

@@ -1,0 +1,88 @@
+#ifndef JUBAL_LAUNCH_OPTIONS_H_
+#define JUBAL_LAUNCH_OPTIONS_H_
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "parallel/plan.h"
+#include "runtime/memory_plan.h"
+#include "runtime/request.h"
+#include "runtime/token.h"
+
+namespace jubal {
+
+enum class Command {
+  kServe,
+  kRank,
+  kGenerate,
+  kScore,
+  kChat,
+  kInspect,
+  kPlan,
+  kCoordinator,
+  kVersion,
+  kHelp,
+};
+
+/// How tokens are drawn, as far as the user said.
+struct SamplingOptions {
+  std::optional<float> temperature;
+  std::optional<std::int32_t> top_k;
+  std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<float> presence_penalty;
+  std::optional<float> frequency_penalty;
+  std::optional<float> repetition_penalty;
+  std::optional<std::uint64_t> seed;
+};
+
+/// The command line, read and checked as far as that is possible without the model. A flag means
+/// the same in every command that takes it.
+struct Options {
+  Command command = Command::kHelp;
+  std::string help;  // kHelp: what to print
+
+  std::string model;  // a directory; for plan and inspect perhaps a published name
+  int ranks = 1;
+  Exchange exchange = Exchange::kReplicated;
+  std::optional<int> expert_parallel;
+  int data_parallel = 1;
+  std::optional<int> threads;
+  ServingOptions serving;
+  std::optional<std::int64_t> device_memory;
+  bool json = false;
+
+  std::optional<std::string> prompt;
+  std::optional<std::vector<TokenId>> prompt_ids;
+  std::optional<std::vector<TokenId>> ids;
+  std::optional<std::string> text_file;
+  std::optional<std::int64_t> max_tokens;
+  SamplingOptions sampling;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+
+  std::string listen = "127.0.0.1:50051";
+  bool insecure = false;  // other hosts may connect without encryption and token
+  std::optional<std::string> hostfile;
+  std::optional<std::string> control_host;
+  std::vector<std::string> mpirun_arguments;
+  std::string server = "127.0.0.1:50051";
+
+  std::string coordinator;  // rank: where the coordinator is
+  std::uint32_t epoch = 1;
+  std::string control;  // coordinator: where ranks connect
+  int supervisor_fd = -1;
+
+  /// serve: the flags given that mean something to its ranks, too, ready for their command line.
+  std::vector<std::string> rank_arguments;
+};
+
+/// Reads the command line, without the program's name. Throws UserError(kUsage).
+Options ParseCommandLine(std::span<const std::string> arguments);
+
+}  // namespace jubal
+
+#endif  // JUBAL_LAUNCH_OPTIONS_H_

@@ -1,0 +1,164 @@
+#include "launch/world.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "kernels/cpu_isa.h"
+#include "kernels/error.h"
+#include "kernels/stream.h"
+#include "launch/cores.h"
+#include "launch/memory_size.h"
+#include "parallel/local_communicator.h"
+#include "parallel/mpi_communicator.h"
+#include "runtime/memory_plan.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace jubal {
+namespace {
+
+/// A UserError that every rank has.
+class AgreedError : public UserError {
+ public:
+  using UserError::UserError;
+};
+
+template <class T>
+std::vector<T> GatherOne(Communicator& group, const T& mine) {
+  std::vector<T> all(static_cast<std::size_t>(group.size()));
+  const std::vector<std::int64_t> rows(all.size(), 1);
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(T));
+  Stream stream(Device::kCpu);
+  group.AllGatherRows(
+      TensorView(reinterpret_cast<std::byte*>(all.data()), DType::kU8, {group.size(), kBytes}),
+      ConstTensorView(reinterpret_cast<const std::byte*>(&mine), DType::kU8, {1, kBytes}), rows,
+      stream);
+  return all;
+}
+
+int Fail(int rank, int size, std::string_view message, int status) {
+  if (size == 1) {
+    PrintError(message);
+    return status;
+  }
+  // Mostly all ranks fail alike, and the leader's message is enough: its abort ends the others.
+  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+  PrintError(fmt::format("rank {}: {}", rank, message));
+  MpiSession::Abort(status);
+}
+
+void ShareCores(Communicator& node, std::optional<int> threads) {
+  const CpuSet mine = TakeCores();
+  const std::vector<CpuSet> sets = GatherOne(node, mine);
+  const auto sharing = std::count(sets.begin(), sets.end(), mine);
+  const int fair = std::max(1, CountCores(mine) / static_cast<int>(sharing));
+#ifdef _OPENMP
+  omp_set_num_threads(threads.value_or(fair));
+#else
+  static_cast<void>(threads);
+  static_cast<void>(fair);
+#endif
+}
+
+void ReportPlan(const ModelSource& source, const Mesh& mesh, const ServingOptions& options) {
+  const ParallelPlan& plan = mesh.plan;
+  MemoryPlan largest;
+  for (int rank = 0; rank < plan.world(); ++rank) {
+    MemoryPlan memory = PlanMemory(source, plan, SeatOf(plan, rank), options);
+    if (memory.total() > largest.total()) largest = std::move(memory);
+  }
+  fmt::print(stderr,
+             "{}: {}, {} rank{} ({})\n"
+             "a rank holds up to {}: weights {}, {} tokens of keys and values {}, buffers {}\n",
+             source.name(), source.model().family, plan.world(), plan.world() == 1 ? "" : "s",
+             plan.ToString(), MemorySizeText(largest.total()), MemorySizeText(largest.weight_bytes),
+             largest.limits.num_pages * kPageTokens, MemorySizeText(largest.kv_bytes),
+             MemorySizeText(largest.activation_bytes));
+}
+
+}  // namespace
+
+void PrintError(std::string_view message) {
+  const std::string line = fmt::format("jubal: {}\n", message);
+  std::fwrite(line.data(), 1, line.size(), stderr);
+}
+
+int RunAsRank(const std::function<void(std::unique_ptr<Communicator>)>& body) {
+  int rank = 0;
+  int size = 1;
+  try {
+    // Outlives what is thrown from `body`: ranks that agree on an error leave MPI in order.
+    std::optional<MpiSession> session;
+    if (MpiSession::Launched()) session.emplace();
+    std::unique_ptr<Communicator> world =
+        session ? session->World() : std::move(MakeLocalWorld(1).front());
+    rank = world->rank();
+    size = world->size();
+    try {
+      body(std::move(world));
+      return EXIT_SUCCESS;
+    } catch (const AgreedError& error) {
+      if (rank == 0) PrintError(error.what());
+      return static_cast<int>(error.status());
+    }
+  } catch (const UserError& error) {
+    return Fail(rank, size, error.what(), static_cast<int>(error.status()));
+  } catch (const std::exception& error) {
+    return Fail(rank, size, error.what(), EXIT_FAILURE);
+  }
+}
+
+void Agree(Communicator& world, const std::function<void()>& step) {
+  int status = EXIT_SUCCESS;
+  std::vector<std::byte> message;
+  try {
+    step();
+  } catch (const UserError& error) {
+    status = static_cast<int>(error.status());
+    message.resize(std::strlen(error.what()));
+    std::memcpy(message.data(), error.what(), message.size());
+  }
+  const std::vector<int> all = GatherOne(world, status);
+  const auto first = std::find_if(all.begin(), all.end(), [](int s) { return s != EXIT_SUCCESS; });
+  if (first == all.end()) return;
+  const auto rank = static_cast<int>(first - all.begin());
+  world.Broadcast(message, rank);
+  std::string text(reinterpret_cast<const char*>(message.data()), message.size());
+  if (rank != 0) text = fmt::format("rank {}: {}", rank, text);
+  throw AgreedError(static_cast<ExitStatus>(*first), text);
+}
+
+SeatedRank TakeSeat(const Options& options, std::unique_ptr<Communicator> world,
+                    const std::function<void(const ModelSource&, const ParallelPlan&)>& check) {
+  std::optional<ModelSource> source;
+  ParallelPlan plan;
+  Agree(*world, [&] {
+    source = ModelSource::Open(options.model);
+    plan = MakePlan(world->size(), static_cast<int>(source->model().experts), options.exchange,
+                    options.expert_parallel, options.data_parallel);
+    LimitsOf(source->model(), plan, options.serving);
+    if (world->rank() == 0) check(*source, plan);
+  });
+  const std::vector<CpuIsa> tiers = GatherOne(*world, BestCpuIsa());
+  ForceCpuIsa(*std::min_element(tiers.begin(), tiers.end()));
+
+  SeatedRank seated{std::move(*source), MakeMesh(plan, std::move(world))};
+  ShareCores(*seated.mesh.node, options.threads);
+  if (seated.mesh.leader()) ReportPlan(seated.source, seated.mesh, options.serving);
+  return seated;
+}
+
+}  // namespace jubal

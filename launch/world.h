@@ -1,0 +1,43 @@
+#ifndef JUBAL_LAUNCH_WORLD_H_
+#define JUBAL_LAUNCH_WORLD_H_
+
+#include <functional>
+#include <memory>
+#include <string_view>
+
+#include "launch/options.h"
+#include "parallel/communicator.h"
+#include "parallel/mesh.h"
+#include "runtime/model_source.h"
+
+namespace jubal {
+
+/// Prints "jubal: MESSAGE" on standard error, at once and as one line.
+void PrintError(std::string_view message);
+
+/// Makes this process a rank of a job (of an MPI job when a launcher started it, else of a world of
+/// one), runs `body` and returns the exit status. What `body` throws is printed here, once for the
+/// whole job where all ranks fail alike. A rank that fails alone ends the job.
+int RunAsRank(const std::function<void(std::unique_ptr<Communicator>)>& body);
+
+/// Runs `step`, which must not communicate, on every rank, and returns if it threw UserError on
+/// none. Otherwise throws the same error on all ranks, that of the first rank that has one;
+/// RunAsRank then ends the job in peace. Collective.
+void Agree(Communicator& world, const std::function<void()>& step);
+
+/// A rank that is ready to load: its model opened, its seat taken.
+struct SeatedRank {
+  ModelSource source;
+  Mesh mesh;
+};
+
+/// Opens the model, seats the ranks and gives each its threads and the instruction set that all
+/// have. `check` is run on the leader before anything is allocated, to refuse what cannot work.
+/// The leader reports the memory plan on standard error. Collective. Throws UserError on all ranks
+/// alike.
+SeatedRank TakeSeat(const Options& options, std::unique_ptr<Communicator> world,
+                    const std::function<void(const ModelSource&, const ParallelPlan&)>& check);
+
+}  // namespace jubal
+
+#endif  // JUBAL_LAUNCH_WORLD_H_

@@ -1,0 +1,28 @@
+#ifndef JUBAL_PARALLEL_ROW_TRANSFER_H_
+#define JUBAL_PARALLEL_ROW_TRANSFER_H_
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/tensor.h"
+#include "parallel/communicator.h"
+
+namespace jubal {
+
+/// What every communicator holds its callers to. Each returns the bytes of one row.
+
+std::int64_t CheckAllGatherRows(const Communicator& group, const TensorView& gathered,
+                                const ConstTensorView& mine, std::span<const std::int64_t> rows);
+
+std::int64_t CheckAllToAllRows(const Communicator& group, const TensorView& recv,
+                               std::span<const std::int64_t> recv_rows, const ConstTensorView& send,
+                               std::span<const std::int64_t> send_rows);
+
+std::int64_t SumOf(std::span<const std::int64_t> rows);
+
+/// Copies within one rank; nothing when source and destination are the same place.
+void CopyBytes(std::byte* destination, const std::byte* source, std::int64_t bytes);
+
+}  // namespace jubal
+
+#endif  // JUBAL_PARALLEL_ROW_TRANSFER_H_

@@ -1,0 +1,109 @@
+#ifndef JUBAL_RUNTIME_MEMORY_PLAN_H_
+#define JUBAL_RUNTIME_MEMORY_PLAN_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/arena.h"
+#include "kernels/paged_attention.h"
+#include "kernels/tensor.h"
+#include "parallel/expert_exchange.h"
+#include "parallel/plan.h"
+#include "runtime/model.h"
+#include "runtime/model_source.h"
+
+namespace jubal {
+
+/// What the user says about memory and batches.
+struct ServingOptions {
+  std::int64_t prefill_chunk = 256;                // most prompt tokens of one request in one step
+  std::int64_t max_running = 32;                   // most requests of one data group in one step
+  std::int64_t kv_memory = std::int64_t{1} << 30;  // bytes of KV pages on one rank, at most
+  KvType kv_type = KvType::kF16;
+};
+
+/// Sizes that follow from model, plan and options, equal on every rank.
+struct StepLimits {
+  std::int64_t max_tokens = 0;     // rows of one data group in one step
+  std::int64_t max_sequences = 0;  // requests of one data group in one step
+  std::int64_t num_pages = 0;      // KV pages of one data group
+  std::int64_t max_pages = 0;      // pages of one sequence
+  std::int64_t context = 0;        // most tokens of one sequence
+  std::int64_t logit_rows = 0;     // rows of logits computed at a time
+};
+
+/// The buffers of a forward pass on one rank. Views into the rank's arena.
+struct Activations {
+  TensorView token_ids;    // [max_tokens] i32
+  TensorView positions;    // [max_tokens] i32
+  TensorView sequences;    // [max_tokens] i32
+  TensorView page_table;   // [max_sequences · max_pages] i32
+  TensorView kv_heads;     // [heads] i32: constant
+  TensorView frequencies;  // [head_dim / 2] f32: constant
+
+  TensorView hidden;              // [max_tokens, hidden] f32: the residual stream
+  TensorView normed;              // [max_tokens, hidden] f32
+  TensorView block_out;           // [max_tokens, hidden] f32: what attention or experts add
+  TensorView query;               // [max_tokens, own heads · head_dim] f32
+  TensorView key;                 // [max_tokens, own KV heads · head_dim] f32
+  TensorView value;               // [max_tokens, own KV heads · head_dim] f32
+  TensorView attended;            // [max_tokens, own heads · head_dim] f32
+  TensorView attention_partials;  // [own subtrees · max_tokens, hidden] f32
+  TensorView router_logits;       // [max_tokens, experts] f32
+  TensorView topk_ids;            // [max_tokens, top_k] i32
+  TensorView topk_weights;        // [max_tokens, top_k] f32
+  TensorView expert_gate;         // [max expert rows, own columns] f32
+  TensorView expert_up;           // [max expert rows, own columns] f32
+
+  TensorView logit_index;     // [logit_rows] i32
+  TensorView logit_count;     // [1] i32
+  TensorView logit_hidden;    // [logit_rows, hidden] f32
+  TensorView logit_shard;     // [logit_rows · own vocabulary] f32
+  TensorView logit_arrivals;  // leader: [groups · logit_rows · vocabulary] f32, in order of rank
+  TensorView logits;          // leader: [logit_rows, vocabulary] f32
+
+  TensorView matmul_workspace;      // u8, for the largest product
+  TensorView all_reduce_workspace;  // u8
+  TensorView exchange;              // u8, the expert exchange's
+  TensorView sample_workspace;      // leader: u8
+};
+
+/// One line of a budget.
+struct MemoryLine {
+  std::string what;
+  std::int64_t bytes = 0;
+};
+
+/// Every byte that one rank holds, before anything is allocated: what `jubal plan` prints and what
+/// start-up takes.
+struct MemoryPlan {
+  StepLimits limits;
+  std::int64_t weight_bytes = 0;
+  std::int64_t kv_bytes = 0;
+  std::int64_t activation_bytes = 0;
+  std::vector<MemoryLine> lines;  // the same bytes by kind
+
+  std::int64_t total() const { return weight_bytes + kv_bytes + activation_bytes; }
+};
+
+/// Throws UserError (kConfig) when not even one page of KV fits.
+StepLimits LimitsOf(const ModelDescription& model, const ParallelPlan& plan,
+                    const ServingOptions& options);
+
+MemoryPlan PlanMemory(const ModelSource& source, const ParallelPlan& plan, const Seat& seat,
+                      const ServingOptions& options);
+
+/// Takes the buffers from an arena of PlanMemory's activation_bytes.
+Activations TakeActivations(const ModelSource& source, const ParallelPlan& plan, const Seat& seat,
+                            const ServingOptions& options, Arena& arena);
+
+/// Takes the KV pages from an arena of PlanMemory's kv_bytes, one KvLayer per layer.
+std::vector<KvLayer> TakeKvLayers(const ModelDescription& model, const ParallelPlan& plan,
+                                  const Seat& seat, const ServingOptions& options, Arena& arena);
+
+ExchangeSizes ExchangeSizesOf(const ModelDescription& model, const StepLimits& limits);
+
+}  // namespace jubal
+
+#endif  // JUBAL_RUNTIME_MEMORY_PLAN_H_

@@ -1,0 +1,69 @@
+#ifndef JUBAL_RUNTIME_MODEL_SOURCE_H_
+#define JUBAL_RUNTIME_MODEL_SOURCE_H_
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/packed_matrix.h"
+#include "runtime/checkpoint/checkpoint.h"
+#include "runtime/model.h"
+
+namespace jubal {
+
+/// Where one weight of the list lies in a checkpoint.
+struct WeightFiles {
+  std::vector<const StoredTensor*> tensors;  // one, or one per expert
+  const StoredTensor* scales = nullptr;      // of a quantised weight
+  bool output_major = false;                 // [N, K] instead of [K, N]
+
+  /// One expert's matrix (expert 0 for a weight that is no stack), ready for PackMatrix.
+  UnpackedMatrix Matrix(const WeightSpec& spec, const WeightFormat& format,
+                        std::int64_t expert) const;
+};
+
+/// A model to be loaded, or only planned: its description, its list of weights and how each is
+/// stored. Opening reads the files' headers; their data stays on disk.
+class ModelSource {
+ public:
+  /// Opens a model directory: config.json (absent: Grok-1's published constants), weights in xAI's
+  /// or a Hugging Face naming, perhaps tokenizer.model. Every weight must be there with the shape
+  /// that the description gives, and nothing else may be. Throws UserError naming the culprit.
+  static ModelSource Open(const std::filesystem::path& directory);
+
+  /// A published model by name ("grok-1"), without files: for plans. Nothing for other names.
+  static std::optional<ModelSource> Published(std::string_view name);
+
+  const std::string& name() const { return name_; }  // the directory's, or the published name
+  const ModelDescription& model() const { return model_; }
+  const std::string& naming() const { return naming_; }  // whose tensor names the files use
+  const std::vector<WeightSpec>& weights() const { return weights_; }
+  /// Of weights()[i].
+  const WeightFormat& format(std::size_t i) const { return formats_[i]; }
+  /// Of weights()[i]. Requires files.
+  const WeightFiles& files(std::size_t i) const { return files_[i]; }
+  bool has_files() const { return checkpoint_.has_value(); }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }  // requires files
+  /// Of all weights as stored, in bytes.
+  std::int64_t stored_bytes() const;
+  const std::optional<std::filesystem::path>& tokenizer() const { return tokenizer_; }
+
+ private:
+  ModelSource() = default;
+
+  std::string name_;
+  std::string naming_;
+  ModelDescription model_;
+  std::vector<WeightSpec> weights_;
+  std::vector<WeightFormat> formats_;
+  std::vector<WeightFiles> files_;
+  std::optional<Checkpoint> checkpoint_;
+  std::optional<std::filesystem::path> tokenizer_;
+};
+
+}  // namespace jubal
+
+#endif  // JUBAL_RUNTIME_MODEL_SOURCE_H_
