@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "kernels/cpu_isa.h"
-#include "kernels/float16.h"
 #include "kernels/paged_attention_forms.h"
 
 namespace jubal {
@@ -38,34 +37,38 @@ const std::int32_t* PagesOf(const TokenPlaces& places, const KvLayer& layer, std
   return pages;
 }
 
-float ScaleOf(const float* x, std::int64_t n) {
+/// Writes x[i] to element first + i · stride of `matrix`, rounded to multiples of the scale that
+/// makes the largest one `max_level`; returns the scale. What is not finite is lost: the caller's
+/// logits are not finite either.
+template <class Integer>
+float StoreIntegers(const float* x, std::int64_t n, float max_level, std::byte* matrix,
+                    std::int64_t first, std::int64_t stride) {
   float largest = 0.0f;
   for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
-  return largest / 127.0f;
+  const float scale = largest / max_level;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float level = std::rint(x[i] / scale);
+    const bool usable = std::fabs(level) <= max_level;  // false for 0 / 0 and infinities
+    const auto value = static_cast<Integer>(usable ? level : 0.0f);
+    std::memcpy(matrix + (first + i * stride) * std::int64_t{sizeof value}, &value, sizeof value);
+  }
+  return scale;
 }
 
-/// Writes x[i] to element first + i · stride of `matrix`; returns what the elements are times of.
+/// The same for any type; 1 for a type without scales.
 float Store(KvType type, const float* x, std::int64_t n, std::byte* matrix, std::int64_t first,
             std::int64_t stride) {
-  const auto put = [&](std::int64_t i, auto value) {
-    constexpr auto kSize = std::int64_t{sizeof(value)};
-    std::memcpy(matrix + (first + i * stride) * kSize, &value, sizeof(value));
-  };
   switch (type) {
     case KvType::kF32:
-      for (std::int64_t i = 0; i < n; ++i) put(i, x[i]);
-      return 1.0f;
-    case KvType::kF16:
-      for (std::int64_t i = 0; i < n; ++i) put(i, HalfFromFloat(x[i]));
-      return 1.0f;
-    case KvType::kInt8: {
-      const float scale = ScaleOf(x, n);
       for (std::int64_t i = 0; i < n; ++i) {
-        const float level = scale > 0.0f ? std::rint(x[i] / scale) : 0.0f;
-        put(i, static_cast<std::int8_t>(std::clamp(level, -127.0f, 127.0f)));
+        std::memcpy(matrix + (first + i * stride) * std::int64_t{sizeof(float)}, x + i,
+                    sizeof(float));
       }
-      return scale;
-    }
+      return 1.0f;
+    case KvType::kInt16:
+      return StoreIntegers<std::int16_t>(x, n, 32767.0f, matrix, first, stride);
+    case KvType::kInt8:
+      return StoreIntegers<std::int8_t>(x, n, 127.0f, matrix, first, stride);
   }
   CheckFailed(__FILE__, __LINE__, "unknown KV type");
 }
@@ -83,7 +86,7 @@ void StoreToken(const StoreKv& op, std::int64_t token) {
                                 layer.head_dim, k, slot, kPageTokens);
     const float v_scale = Store(layer.type, op.v.row<float>(token) + h * layer.head_dim,
                                 layer.head_dim, v, slot * layer.head_dim, 1);
-    if (layer.type == KvType::kInt8) {
+    if (layer.type != KvType::kF32) {
       auto* scales = reinterpret_cast<float*>(v + matrix_bytes);
       scales[slot] = k_scale;
       scales[kPageTokens + slot] = v_scale;
@@ -104,7 +107,7 @@ std::int64_t SizeOf(KvType type) {
   switch (type) {
     case KvType::kF32:
       return 4;
-    case KvType::kF16:
+    case KvType::kInt16:
       return 2;
     case KvType::kInt8:
       return 1;
@@ -113,7 +116,7 @@ std::int64_t SizeOf(KvType type) {
 }
 
 std::int64_t KvLayer::HeadBytes() const {
-  const std::int64_t scales = type == KvType::kInt8 ? 2 * kPageTokens * 4 : 0;
+  const std::int64_t scales = type == KvType::kF32 ? 0 : 2 * kPageTokens * 4;
   return 2 * head_dim * kPageTokens * SizeOf(type) + scales;
 }
 
@@ -146,9 +149,9 @@ void Check(const PagedAttention& op) {
 void RunOnCpu(const PagedAttention& op) {
   const KvLayer& layer = op.pages;
   const AttentionForms& forms = FormsOfCpu();
-  const auto attend = layer.type == KvType::kF32   ? forms.f32
-                      : layer.type == KvType::kF16 ? forms.f16
-                                                   : forms.int8;
+  const auto attend = layer.type == KvType::kF32     ? forms.f32
+                      : layer.type == KvType::kInt16 ? forms.int16
+                                                     : forms.int8;
   const std::int64_t tokens = op.q.size(0);
   const std::int64_t heads = op.kv_heads.size(0);
   const std::int32_t* kv_heads = op.kv_heads.data<std::int32_t>();

@@ -12,22 +12,25 @@ inline constexpr std::int64_t kPageTokens = 32;
 /// own, and runs are combined in ascending order.
 inline constexpr std::int64_t kAttentionRun = 512;
 
-/// How keys and values are stored. int8 has one scale per token, head and K or V: max|x| / 127.
-enum class KvType : std::uint8_t { kF32, kF16, kInt8 };
+/// How keys and values are stored. The integers have one scale per token, head and K or V: the
+/// largest |x| over 32767 or 127. kInt16 takes the room of IEEE halves and errs less, since a
+/// head's elements are of one size: halves cost greedy tokens where a router's choice is near a
+/// tie.
+enum class KvType : std::uint8_t { kF32, kInt16, kInt8 };
 
 std::int64_t SizeOf(KvType type);  // bytes of one element
 
 /// One layer's part of the pool of KV pages on one rank.
 ///
 /// A page holds, for each KV head of the rank: K [head_dim, kPageTokens] (transposed, so that a
-/// vector holds neighbouring tokens), V [kPageTokens, head_dim], and for int8 the scales K
+/// vector holds neighbouring tokens), V [kPageTokens, head_dim], and for integers the scales K
 /// [kPageTokens] f32 and V [kPageTokens] f32. Owns nothing; every byte is initialised.
 struct KvLayer {
   std::byte* data = nullptr;  // 64-byte aligned
   std::int64_t num_pages = 0;
   std::int64_t heads = 0;  // KV heads of the rank
   std::int64_t head_dim = 0;
-  KvType type = KvType::kF16;
+  KvType type = KvType::kInt16;
   Device device = Device::kCpu;
 
   std::int64_t HeadBytes() const;  // K and V of one head in one page

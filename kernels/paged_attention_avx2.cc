@@ -15,13 +15,14 @@ struct F32 {
   }
 };
 
-struct F16 {
+struct Int16 {
   static constexpr std::int64_t kBytes = 2;
   [[gnu::always_inline]] static inline __m256 Load8(const std::uint8_t* data) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data))));
   }
   [[gnu::always_inline]] static inline float Load1(const std::uint8_t* data) {
-    return _cvtsh_ss(*reinterpret_cast<const std::uint16_t*>(data));
+    return static_cast<float>(*reinterpret_cast<const std::int16_t*>(data));
   }
 };
 
@@ -139,7 +140,7 @@ struct Avx2Form {
 
 const AttentionForms kAvx2Attention = {
     &Attend<Avx2Form<F32, false>>,
-    &Attend<Avx2Form<F16, false>>,
+    &Attend<Avx2Form<Int16, true>>,
     &Attend<Avx2Form<Int8, true>>,
 };
 

@@ -33,7 +33,7 @@ struct AttentionTask {
 
 struct AttentionForms {
   void (*f32)(const AttentionTask& task);
-  void (*f16)(const AttentionTask& task);
+  void (*int16)(const AttentionTask& task);
   void (*int8)(const AttentionTask& task);
 };
 

@@ -1,7 +1,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/float16.h"
 #include "kernels/paged_attention_forms.h"
 
 namespace jubal {
@@ -18,11 +17,9 @@ struct F32 {
   static constexpr std::int64_t kBytes = 4;
   static float Get(const std::uint8_t* data, std::int64_t i) { return Read<float>(data, i); }
 };
-struct F16 {
+struct Int16 {
   static constexpr std::int64_t kBytes = 2;
-  static float Get(const std::uint8_t* data, std::int64_t i) {
-    return FloatFromHalf(Read<std::uint16_t>(data, i));
-  }
+  static float Get(const std::uint8_t* data, std::int64_t i) { return Read<std::int16_t>(data, i); }
 };
 struct Int8 {
   static constexpr std::int64_t kBytes = 1;
@@ -63,7 +60,7 @@ struct PortableForm {
 
 const AttentionForms kPortableAttention = {
     &Attend<PortableForm<F32, false>>,
-    &Attend<PortableForm<F16, false>>,
+    &Attend<PortableForm<Int16, true>>,
     &Attend<PortableForm<Int8, true>>,
 };
 

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/float16.h"
 #include "kernels/float_math.h"
 #include "kernels/paged_attention.h"
 #include "kernels/paged_attention_forms.h"
@@ -26,10 +25,10 @@ struct HeadInPage {
         std::memcpy(&value, at, sizeof(value));
         return value;
       }
-      case KvType::kF16: {
-        std::uint16_t value;
+      case KvType::kInt16: {
+        std::int16_t value;
         std::memcpy(&value, at, sizeof(value));
-        return FloatFromHalf(value);
+        return value;
       }
       case KvType::kInt8:
         return static_cast<std::int8_t>(*at);
@@ -41,9 +40,10 @@ struct HeadInPage {
     return Element((kPageTokens + slot) * layer.head_dim + d);
   }
   float Scale(std::int64_t index) const {
-    if (layer.type != KvType::kInt8) return 1.0f;
+    if (layer.type == KvType::kF32) return 1.0f;
     float value;
-    std::memcpy(&value, data + 2 * layer.head_dim * kPageTokens + index * 4, sizeof(value));
+    const std::int64_t matrices = 2 * layer.head_dim * kPageTokens * SizeOf(layer.type);
+    std::memcpy(&value, data + matrices + index * 4, sizeof(value));
     return value;
   }
   float KScale(std::int64_t slot) const { return Scale(slot); }

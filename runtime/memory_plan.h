@@ -20,7 +20,7 @@ struct ServingOptions {
   std::int64_t prefill_chunk = 256;                // most prompt tokens of one request in one step
   std::int64_t max_running = 32;                   // most requests of one data group in one step
   std::int64_t kv_memory = std::int64_t{1} << 30;  // bytes of KV pages on one rank, at most
-  KvType kv_type = KvType::kF16;
+  KvType kv_type = KvType::kInt16;
 };
 
 /// Sizes that follow from model, plan and options, equal on every rank.

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "kernels/cpu_isa.h"
-#include "kernels/float16.h"
 #include "kernels/run.h"
 
 namespace jubal {
@@ -49,7 +48,7 @@ Sequence MakeSequence(const Model& model, std::int64_t tokens, std::uint32_t see
 
 std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
-/// A pool of pages whose unused bytes are poison: NaN in f32 and f16, large in int8.
+/// A pool of pages whose unused bytes are poison: NaN in f32, large in the integers.
 class Pool {
  public:
   Pool(const Model& model, std::int64_t num_pages) {
@@ -59,7 +58,7 @@ class Pool {
               .type = model.type};
     const auto bytes = static_cast<std::size_t>(num_pages * layer_.PageBytes());
     memory_.reset(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-    std::memset(memory_.get(), model.type == KvType::kInt8 ? 0x7F : 0xFF, bytes);
+    std::memset(memory_.get(), model.type == KvType::kF32 ? 0xFF : 0x7F, bytes);
     layer_.data = memory_.get();
   }
   const KvLayer& layer() const { return layer_; }
@@ -192,14 +191,11 @@ std::vector<double> AttendInDouble(const Model& model, const Sequence& sequence,
   const auto stored = [&](const std::vector<float>& rows, std::int64_t begin, std::int64_t d) {
     const auto at = [&](std::int64_t i) { return rows[static_cast<std::size_t>(begin + i)]; };
     if (model.type == KvType::kF32) return static_cast<double>(at(d));
-    if (model.type == KvType::kF16) {
-      return static_cast<double>(FloatFromHalf(HalfFromFloat(at(d))));
-    }
     float largest = 0.0f;
     for (std::int64_t i = 0; i < model.head_dim; ++i) {
       largest = std::max(largest, std::fabs(at(i)));
     }
-    const float scale = largest / 127.0f;
+    const float scale = largest / (model.type == KvType::kInt16 ? 32767.0f : 127.0f);
     return static_cast<double>(std::rint(at(d) / scale)) * scale;
   };
   std::vector<double> out;
@@ -250,7 +246,7 @@ INSTANTIATE_TEST_SUITE_P(AllIsas, PagedAttentionOnEachIsa,
                          testing::Values(CpuIsa::kPortable, CpuIsa::kAvx2),
                          [](const auto& info) { return std::string(NameOf(info.param)); });
 
-constexpr KvType kTypes[] = {KvType::kF32, KvType::kF16, KvType::kInt8};
+constexpr KvType kTypes[] = {KvType::kF32, KvType::kInt16, KvType::kInt8};
 constexpr std::int64_t kLengths[] = {1, 31, 32, 33, 511, 512, 513, 1100};
 
 // Breaks: attention computes something else than the paper, in every form alike.
@@ -336,8 +332,8 @@ TEST_P(PagedAttentionOnEachIsa, ATokenDependsOnItsSequenceAlone) {
 
 // Breaks: a head's result depends on how many of its neighbours the same rank has.
 TEST_P(PagedAttentionOnEachIsa, AHeadDoesNotDependOnItsNeighbours) {
-  const Model six{6, 1, 32, KvType::kF16, 30.0f};
-  const Model one{1, 1, 32, KvType::kF16, 30.0f};
+  const Model six{6, 1, 32, KvType::kInt16, 30.0f};
+  const Model one{1, 1, 32, KvType::kInt16, 30.0f};
   const Sequence sequence = MakeSequence(six, 600, 4);
   const std::vector<float> all = Cache(six, {sequence}, 1).Attend({{599}, {0}}, false);
   for (std::int64_t h = 0; h < 6; ++h) {
@@ -354,7 +350,7 @@ TEST_P(PagedAttentionOnEachIsa, AHeadDoesNotDependOnItsNeighbours) {
 
 // Breaks: an idle step crashes.
 TEST_P(PagedAttentionOnEachIsa, TakesNoTokens) {
-  const Model model{2, 1, 16, KvType::kF16, 0.0f};
+  const Model model{2, 1, 16, KvType::kInt16, 0.0f};
   const Cache cache(model, {MakeSequence(model, 1, 5)}, 0);
   EXPECT_TRUE(cache.Attend({}, false).empty());
   EXPECT_TRUE(cache.Attend({}, true).empty());
@@ -370,9 +366,9 @@ TEST(PagedAttentionTest, OneKeyGivesItsValue) {
 
 // Breaks: the KV budget and the kernels disagree about the size of a page.
 TEST(KvLayerTest, SizesFollowTheLayout) {
-  KvLayer layer{.heads = 8, .head_dim = 128, .type = KvType::kF16};
-  EXPECT_EQ(layer.HeadBytes(), 2 * 128 * 32 * 2);
-  EXPECT_EQ(layer.PageBytes(), 8 * 2 * 128 * 32 * 2);
+  KvLayer layer{.heads = 8, .head_dim = 128, .type = KvType::kInt16};
+  EXPECT_EQ(layer.HeadBytes(), 2 * 128 * 32 * 2 + 2 * 32 * 4);
+  EXPECT_EQ(layer.PageBytes(), 8 * (2 * 128 * 32 * 2 + 2 * 32 * 4));
   layer.type = KvType::kInt8;
   EXPECT_EQ(layer.HeadBytes(), 2 * 128 * 32 + 2 * 32 * 4);
 }
@@ -406,7 +402,7 @@ TEST(StoreKvTest, PutsEachElementWhereThePageLayoutSays) {
 }
 
 // Breaks: an all-zero key divides by zero and poisons its sequence.
-TEST(StoreKvTest, ZerosSurviveInt8) {
+TEST(StoreKvTest, ZerosSurviveIntegers) {
   const Model model{1, 1, 4, KvType::kInt8, 0.0f};
   const Sequence sequence{Normal(4, 1), std::vector<float>(4), std::vector<float>(4), 1};
   EXPECT_EQ(Cache(model, {sequence}, 0).Attend({{0}, {0}}, false), std::vector<float>(4));
