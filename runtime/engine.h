@@ -45,6 +45,8 @@ class Engine {
   /// Run returns when nothing is waiting or running.
   void StopWhenIdle();
 
+  /// Requests that lost their pages to others, so far. Leader, outside Run.
+  std::int64_t preemptions() const { return scheduler_.preemptions(); }
   const RequestLimits& request_limits() const { return limits_.request; }
 
  private:

@@ -79,8 +79,8 @@ TEST(SampleTest, TemperatureZeroTakesTheFirstOfTheLargest) {
   EXPECT_EQ(DrawOne(many, {.temperature = 0.0f}), 70001);
 }
 
-// Breaks: answers are drawn from another distribution than the model's. 22.4 is exceeded once in
-// 100,000 seeds by a correct sampler (χ², 4 degrees of freedom: 28.5 once in 100,000).
+// Breaks: answers are drawn from another distribution than the model's. A correct sampler exceeds
+// the bound with one seed in 100,000 (χ² with 4 degrees of freedom; below, 19.5 with one).
 TEST(SampleTest, DrawsInProportion) {
   const std::vector<double> probabilities = {0.1, 0.4, 0.05, 0.25, 0.2};
   const std::vector<float> logits = Logs({0.1f, 0.4f, 0.05f, 0.25f, 0.2f});

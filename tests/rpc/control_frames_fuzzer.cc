@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 #include <string>
+#include <variant>
 
 #include "rpc/control_frames.h"
 
@@ -19,14 +21,7 @@ void Decode(std::string bytes) {
     if (!decoded) return;
     const auto* events = std::get_if<jubal::EventsFrame>(&decoded->frame.body);
     if (events != nullptr) return;  // absent values have many encodings
-    std::string again = jubal::EncodeFrame(decoded->frame);
-    // Four bytes of the header and so the checksum are not part of the frame's meaning.
-    if (again.size() != decoded->size ||
-        std::memcmp(again.data() + jubal::kFrameHeaderBytes,
-                    bytes.data() + jubal::kFrameHeaderBytes,
-                    again.size() - jubal::kFrameHeaderBytes) != 0) {
-      std::abort();
-    }
+    if (jubal::EncodeFrame(decoded->frame) != bytes.substr(0, decoded->size)) std::abort();
   } catch (const jubal::FrameError&) {
   }
 }

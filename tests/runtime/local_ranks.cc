@@ -6,6 +6,9 @@
 #include <utility>
 
 #include <fmt/format.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "kernels/check.h"
 #include "parallel/local_communicator.h"
@@ -28,6 +31,9 @@ void OnEveryRank(const std::filesystem::path& model, const TestPlan& plan,
     for (auto& communicator : world) {
       threads.emplace_back([&, own = std::move(communicator)]() mutable {
         try {
+#ifdef _OPENMP
+          omp_set_num_threads(1);  // the ranks already share the cores
+#endif
           const ModelSource source = ModelSource::Open(model);
           const ParallelPlan parallel_plan =
               MakePlan(plan.ranks, static_cast<int>(source.model().experts), plan.exchange,
@@ -45,6 +51,17 @@ void OnEveryRank(const std::filesystem::path& model, const TestPlan& plan,
   if (failure) std::rethrow_exception(failure);
 }
 
+EventSink RecordInto(Generated& result) {
+  return [&result](const GenerationEvent& event) {
+    if (!event.prompt_logprobs.empty()) result.prompt_logprobs = event.prompt_logprobs;
+    if (event.token.has_value()) {
+      result.tokens.push_back(*event.token);
+      result.logprobs.push_back(event.logprob);
+    }
+    result.finish = event.finish;
+  };
+}
+
 std::vector<Generated> Generate(const std::filesystem::path& model, const TestPlan& plan,
                                 const ServingOptions& options,
                                 const std::vector<GenerationRequest>& requests) {
@@ -54,15 +71,7 @@ std::vector<Generated> Generate(const std::filesystem::path& model, const TestPl
     engine.WarmUp();
     if (decoder.mesh().leader()) {
       for (std::size_t i = 0; i < requests.size(); ++i) {
-        const auto rejection =
-            engine.Submit(i + 1, requests[i], [&result = results[i]](const GenerationEvent& event) {
-              if (!event.prompt_logprobs.empty()) result.prompt_logprobs = event.prompt_logprobs;
-              if (event.token.has_value()) {
-                result.tokens.push_back(*event.token);
-                result.logprobs.push_back(event.logprob);
-              }
-              result.finish = event.finish;
-            });
+        const auto rejection = engine.Submit(i + 1, requests[i], RecordInto(results[i]));
         CHECK(!rejection.has_value());
       }
       engine.StopWhenIdle();

@@ -21,7 +21,7 @@ namespace jubal {
 struct TestPlan {
   int ranks = 1;
   Exchange exchange = Exchange::kReplicated;
-  std::optional<int> expert_parallel;
+  std::optional<int> expert_parallel = std::nullopt;
   int data_parallel = 1;
 
   std::string ToString() const;
@@ -41,6 +41,9 @@ struct Generated {
 /// is thrown here.
 void OnEveryRank(const std::filesystem::path& model, const TestPlan& plan,
                  const ServingOptions& options, const std::function<void(Decoder&)>& work);
+
+/// A sink that writes a request's events down.
+EventSink RecordInto(Generated& result);
 
 /// Runs all requests at once through engines on the plan's ranks, to their ends.
 std::vector<Generated> Generate(const std::filesystem::path& model, const TestPlan& plan,
