@@ -1,4 +1,5 @@
-#include <set>
+#include <algorithm>
+#include <cstdlib>
 #include <string>
 #include <vector>
 

@@ -1,7 +1,7 @@
 #include <clocale>
-#include <csignal>
-#include <cstdio>
+#include <cstdlib>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <fmt/format.h>
@@ -44,15 +44,20 @@ int Run(const Options& options) {
   return EXIT_FAILURE;
 }
 
+/// For errors that come before MPI: all ranks have the same command line.
+int Fail(std::string_view message, int status) {
+  if (LaunchedRank() > 0) LetOthersSpeakFirst();
+  PrintError(message);
+  return status;
+}
+
 int Main(const std::vector<std::string>& arguments) {
   try {
     return Run(ParseCommandLine(arguments));
   } catch (const UserError& error) {
-    PrintError(error.what());
-    return static_cast<int>(error.status());
+    return Fail(error.what(), static_cast<int>(error.status()));
   } catch (const std::exception& error) {
-    PrintError(error.what());
-    return EXIT_FAILURE;
+    return Fail(error.what(), EXIT_FAILURE);
   }
 }
 

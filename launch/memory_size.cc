@@ -31,11 +31,14 @@ std::optional<std::int64_t> ParseMemorySize(std::string_view text) {
   if (error != std::errc() || !(number >= 0)) return std::nullopt;
   for (const auto& [name, factor] : kUnits) {
     if (name != std::string_view(unit, static_cast<std::size_t>(end - unit))) continue;
-    // Whole numbers are exact: a double holds them only up to 2^53.
+    // A double holds whole numbers only up to 2^53.
     std::int64_t whole = 0;
-    if (std::from_chars(text.data(), unit, whole).ptr == unit) {
+    const auto [whole_end, whole_error] = std::from_chars(text.data(), unit, whole);
+    if (whole_end == unit) {
       std::int64_t bytes = 0;
-      if (__builtin_mul_overflow(whole, factor, &bytes)) return std::nullopt;
+      if (whole_error != std::errc() || __builtin_mul_overflow(whole, factor, &bytes)) {
+        return std::nullopt;
+      }
       return bytes;
     }
     const double bytes = number * static_cast<double>(factor);

@@ -186,7 +186,7 @@ constexpr std::array kFlags{
            if (v.text == "f32") {
              o.serving.kv_type = KvType::kF32;
            } else if (v.text == "f16") {
-             o.serving.kv_type = KvType::kF16;
+             o.serving.kv_type = KvType::kInt16;
            } else if (v.text == "int8") {
              o.serving.kv_type = KvType::kInt8;
            } else {

@@ -1,12 +1,9 @@
-#include <algorithm>
-#include <optional>
-#include <string>
+#include <cstdlib>
 #include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "kernels/error.h"
 #include "kernels/paged_attention.h"
 #include "launch/commands.h"
 #include "launch/memory_size.h"

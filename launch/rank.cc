@@ -1,8 +1,6 @@
-#include <chrono>
 #include <cstdlib>
 #include <mutex>
 #include <optional>
-#include <thread>
 
 #include <fmt/format.h>
 
@@ -58,10 +56,6 @@ class EngineDoor {
   bool stop_ = false;
 };
 
-/// Gives others the time to end this process: when a rank or the coordinator dies, the launcher
-/// ends the job at once, and what this rank has noticed of it says nothing new.
-void LetOthersSpeakFirst() { std::this_thread::sleep_for(std::chrono::seconds(1)); }
-
 class RankProcess {
  public:
   explicit RankProcess(const Options& options) : options_(options) {}
@@ -71,6 +65,7 @@ class RankProcess {
     try {
       Serve(std::move(world));
     } catch (const CommunicationError& error) {
+      // Another rank has died. The coordinator is to hear of that one first.
       LetOthersSpeakFirst();
       link_->SendFatal(error.what());
       throw;

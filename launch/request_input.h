@@ -1,13 +1,16 @@
 #ifndef JUBAL_LAUNCH_REQUEST_INPUT_H_
 #define JUBAL_LAUNCH_REQUEST_INPUT_H_
 
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "launch/options.h"
 #include "parallel/plan.h"
 #include "runtime/model_source.h"
 #include "runtime/request.h"
+#include "runtime/token.h"
 #include "runtime/tokenizer/tokenizer.h"
 
 namespace jubal {

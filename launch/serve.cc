@@ -1,3 +1,6 @@
+#include <unistd.h>
+
+#include <cstdlib>
 #include <filesystem>
 
 #include <fmt/format.h>
@@ -26,6 +29,10 @@ int RunServe(const Options& options) {
                                 "and token: add --insecure if that is meant, or listen on "
                                 "127.0.0.1",
                                 options.listen));
+  }
+  if (options.hostfile && access(options.hostfile->c_str(), R_OK) != 0) {
+    throw UserError(ExitStatus::kNoInput,
+                    fmt::format("--hostfile {} cannot be read", *options.hostfile));
   }
   // What cannot work is refused here, in one sentence, before anything starts.
   MakePlanReport(ModelSource::Open(options.model), options, options.ranks);

@@ -1,7 +1,5 @@
 #include "launch/world.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -16,6 +14,7 @@
 
 #include "kernels/cpu_isa.h"
 #include "kernels/error.h"
+#include "kernels/paged_attention.h"
 #include "kernels/stream.h"
 #include "launch/cores.h"
 #include "launch/memory_size.h"
@@ -54,8 +53,8 @@ int Fail(int rank, int size, std::string_view message, int status) {
     PrintError(message);
     return status;
   }
-  // Mostly all ranks fail alike, and the leader's message is enough: its abort ends the others.
-  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+  // Mostly all ranks fail alike, and the leader's message is enough.
+  if (rank != 0) LetOthersSpeakFirst();
   PrintError(fmt::format("rank {}: {}", rank, message));
   MpiSession::Abort(status);
 }
@@ -94,6 +93,15 @@ void ReportPlan(const ModelSource& source, const Mesh& mesh, const ServingOption
 void PrintError(std::string_view message) {
   const std::string line = fmt::format("jubal: {}\n", message);
   std::fwrite(line.data(), 1, line.size(), stderr);
+}
+
+void LetOthersSpeakFirst() { std::this_thread::sleep_for(std::chrono::seconds(3)); }
+
+int LaunchedRank() {
+  for (const char* const name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"}) {
+    if (const char* const rank = std::getenv(name)) return std::atoi(rank);
+  }
+  return 0;
 }
 
 int RunAsRank(const std::function<void(std::unique_ptr<Communicator>)>& body) {

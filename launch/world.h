@@ -15,6 +15,13 @@ namespace jubal {
 /// Prints "jubal: MESSAGE" on standard error, at once and as one line.
 void PrintError(std::string_view message);
 
+/// The rank that a launcher gave this process, known before MPI starts; 0 without a launcher.
+int LaunchedRank();
+
+/// Waits, for a rank that has an error which others have, too, or know better: when they have said
+/// it and exit, the launcher ends this process meanwhile. mpirun takes up to two seconds for that.
+void LetOthersSpeakFirst();
+
 /// Makes this process a rank of a job (of an MPI job when a launcher started it, else of a world of
 /// one), runs `body` and returns the exit status. What `body` throws is printed here, once for the
 /// whole job where all ranks fail alike. A rank that fails alone ends the job.

@@ -183,10 +183,10 @@ void Write(const EventsFrame& frame, Writer& out) {
     out.Put(event.id);
     out.Put(event.prompt_logprobs);
     out.Put(event.token.has_value());
-    out.Put(event.token.value_or(0));
+    if (event.token) out.Put(*event.token);
     out.Put(event.logprob);
     out.Put(event.finish.has_value());
-    out.Put(static_cast<std::uint8_t>(event.finish.value_or(FinishReason::kStop)));
+    if (event.finish) out.Put(static_cast<std::uint8_t>(*event.finish));
   }
 }
 
@@ -196,13 +196,9 @@ void Read(Reader& in, EventsFrame& frame) {
     GenerationEvent event;
     event.id = in.Take<RequestId>();
     event.prompt_logprobs = in.TakeVector<float>();
-    const bool has_token = in.TakeBool();
-    const auto token = in.Take<TokenId>();
-    if (has_token) event.token = token;
+    if (in.TakeBool()) event.token = in.Take<TokenId>();
     event.logprob = in.Take<float>();
-    const bool has_finish = in.TakeBool();
-    const auto finish = in.TakeEnum(FinishReason::kLength);
-    if (has_finish) event.finish = finish;
+    if (in.TakeBool()) event.finish = in.TakeEnum(FinishReason::kLength);
     frame.events.push_back(std::move(event));
   }
 }
@@ -282,7 +278,7 @@ std::optional<DecodedFrame> DecodeFrame(std::span<const std::byte> bytes, std::s
   DecodedFrame decoded;
   decoded.frame.epoch = header.Take<std::uint32_t>();
   decoded.frame.rank = header.Take<std::uint32_t>();
-  header.Take<std::uint32_t>();
+  if (header.Take<std::uint32_t>() != 0) throw FrameError("a frame's header is wrong");
   const auto checksum = header.Take<std::uint64_t>();
 
   if (bytes.size() - kFrameHeaderBytes < payload_size) return std::nullopt;

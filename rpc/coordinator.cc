@@ -374,6 +374,9 @@ void Coordinator::OnHello(RankConnection& connection, const Frame& frame, const 
   if (!SameToken(hello.token, options_.control_token)) {
     return Refuse(connection, "its control token is wrong");
   }
+  // The supervisor announced the epoch before it started the rank, but perhaps after this turn of
+  // the loop read its lines.
+  if (frame.epoch > epoch_) ReadSupervisor();
   if (frame.epoch != epoch_ || phase_ != Phase::kStarting) {
     return Refuse(connection, fmt::format("epoch {} is not starting", frame.epoch));
   }

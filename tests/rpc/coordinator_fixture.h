@@ -201,6 +201,7 @@ class FakeRank {
         events.push_back(event);
         entry = event.finish ? running_.erase(entry) : std::next(entry);
       }
+      changed_.notify_all();
       lock.unlock();
       link_->SendEvents(events);
       if (step_.count() > 0) std::this_thread::sleep_for(step_);
