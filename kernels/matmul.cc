@@ -324,7 +324,7 @@ void RunProduct(const Product& product) {
   const std::int64_t shares = std::min(most_panels, DivideUp(kFewestTasks, busy_experts * blocks));
   const std::int64_t items = busy_experts * blocks * shares;
 
-#pragma omp parallel
+#pragma omp parallel if (items > 1)
   {
     if (layout.type == WeightType::kInt8) {
 #pragma omp for

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -15,7 +16,7 @@ struct Column {
   std::vector<float> scales;   // [groups of the chunk], of int8
 };
 
-/// The place of local expert `expert`, chunk `chunk`, in the data or in the scales.
+/// `expert` is local, `chunk` and `column` are global.
 Column UnpackColumn(const PackedMatrix& matrix, std::int64_t expert, std::int64_t chunk,
                     std::int64_t column) {
   const MatrixLayout& layout = matrix.layout;

@@ -29,9 +29,19 @@ float Max(const float* x, std::int64_t n) {
   return max;
 }
 
-/// ln softmax(logits)[id]
-float LogSoftmax(const float* logits, std::int64_t n, std::int64_t id) {
-  CHECK(id >= 0 && id < n);
+/// What ln softmax takes from every logit of a row: max, then ln Σ e^(logit − max).
+struct Normaliser {
+  float max = 0.0f;
+  double log_sum = 0.0;
+
+  /// False when a logit of the row is infinite or not a number.
+  bool finite() const { return std::isfinite(log_sum); }
+  float LogProbOf(float logit) const {
+    return static_cast<float>(static_cast<double>(logit) - max - log_sum);
+  }
+};
+
+Normaliser NormaliserOf(const float* logits, std::int64_t n) {
   const float max = Max(logits, n);
   // Term i goes to lane i mod 8, the lanes are added in order.
   double lanes[kLanes] = {};
@@ -42,8 +52,7 @@ float LogSoftmax(const float* logits, std::int64_t n, std::int64_t id) {
   for (int lane = 0; i < n; ++i, ++lane) lanes[lane] += FastExp(logits[i] - max);
   double sum = 0.0;
   for (const double lane : lanes) sum += lane;
-  CHECK(std::isfinite(sum));  // else a logit is infinite or not a number
-  return static_cast<float>(static_cast<double>(logits[id]) - max - std::log(sum));
+  return {max, std::isfinite(max) ? std::log(sum) : std::numeric_limits<double>::quiet_NaN()};
 }
 
 /// In [0, 1), 53 bits.
@@ -146,7 +155,6 @@ std::int32_t SampleOne(const float* raw, std::int64_t vocabulary, const SampleRo
   std::copy_n(raw, vocabulary, adjusted);
   Penalise(row, vocabulary, adjusted);
   const float max = Max(adjusted, vocabulary);
-  CHECK(std::isfinite(max));
   if (row.temperature == 0.0f) {
     return static_cast<std::int32_t>(std::find(adjusted, adjusted + vocabulary, max) - adjusted);
   }
@@ -194,10 +202,13 @@ void RunOnCpu(const Sample& op) {
   auto* keys = reinterpret_cast<std::uint64_t*>(op.workspace.raw() + AdjustedBytes(vocabulary));
   for (std::int64_t r = 0; r < op.logits.size(0); ++r) {
     const float* logits = op.logits.row<float>(r);
+    const Normaliser normaliser = NormaliserOf(logits, vocabulary);
     const std::int32_t id =
-        SampleOne(logits, vocabulary, op.rows[static_cast<std::size_t>(r)], adjusted, keys);
+        normaliser.finite()
+            ? SampleOne(logits, vocabulary, op.rows[static_cast<std::size_t>(r)], adjusted, keys)
+            : 0;
     op.ids.data<std::int32_t>()[r] = id;
-    op.logprobs.data<float>()[r] = LogSoftmax(logits, vocabulary, id);
+    op.logprobs.data<float>()[r] = normaliser.LogProbOf(logits[id]);
   }
 }
 
@@ -212,8 +223,10 @@ void RunOnCpu(const LogProb& op) {
   const std::int64_t vocabulary = op.logits.size(1);
 #pragma omp parallel for if (op.logits.size(0) > 1)
   for (std::int64_t r = 0; r < op.logits.size(0); ++r) {
-    op.out.data<float>()[r] =
-        LogSoftmax(op.logits.row<float>(r), vocabulary, op.ids.data<std::int32_t>()[r]);
+    const float* logits = op.logits.row<float>(r);
+    const std::int32_t id = op.ids.data<std::int32_t>()[r];
+    CHECK(id >= 0 && id < vocabulary);
+    op.out.data<float>()[r] = NormaliserOf(logits, vocabulary).LogProbOf(logits[id]);
   }
 }
 

@@ -19,17 +19,18 @@ struct SampleRow {
   float repetition_penalty = 1.0f;  // logits of tokens seen before (prompt too): ÷ if > 0, × if < 0
   std::uint64_t seed = 0;
   std::uint64_t position = 0;  // of the new token: with the seed, the random number's whole key
-  std::span<const std::int32_t> seen;             // distinct tokens of prompt and output
-  std::span<const std::int32_t> produced;         // distinct tokens of the output …
-  std::span<const std::int32_t> produced_counts;  // … and how often each
+  std::span<const std::int32_t> seen = {};             // distinct tokens of prompt and output
+  std::span<const std::int32_t> produced = {};         // distinct tokens of the output …
+  std::span<const std::int32_t> produced_counts = {};  // … and how often each
 };
 
-/// Draws one token per row. The random number is Philox4x32-10 keyed by (seed, position), so the
-/// draw does not depend on the batch.
+/// Draws one token per row. A row with a logit that is not finite gets id 0 and logprob NaN, here
+/// and in LogProb. The random number is Philox4x32-10 keyed by (seed, position), so the draw does
+/// not depend on the batch.
 struct Sample {
   TensorView ids;          // [rows] i32
   TensorView logprobs;     // [rows] f32: ln softmax(logits)[id], before penalties and temperature
-  ConstTensorView logits;  // [rows, vocabulary] f32, finite
+  ConstTensorView logits;  // [rows, vocabulary] f32
   std::span<const SampleRow> rows;  // host memory
   TensorView workspace;             // [≥ SampleWorkspaceBytes(vocabulary)] u8, 64-byte aligned
 };

@@ -5,9 +5,14 @@
 #include <omp.h>
 #endif
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
+#include <random>
 #include <string>
+#include <vector>
 
 #include "kernels/cpu_isa.h"
 #include "kernels/run.h"

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -71,7 +72,8 @@ void CheckAllReduce(int size, std::int64_t rows, std::int64_t n, Place place) {
                       .workspace = TensorView(reinterpret_cast<std::byte*>(workspace.data()),
                                               DType::kU8, {static_cast<std::int64_t>(bytes)})},
         *group, stream);
-    EXPECT_EQ(std::memcmp(out.data(), expected.data(), expected.size() * sizeof(float)), 0);
+    EXPECT_TRUE(expected.empty() ||
+                std::memcmp(out.data(), expected.data(), expected.size() * sizeof(float)) == 0);
     for (std::size_t i = 0; i < kGuard; ++i) {
       EXPECT_EQ(workspace[bytes / sizeof(float) + i], -77.0f);
     }

@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/chunks.h"
@@ -176,12 +178,12 @@ void CheckStep(const Mesh& mesh, const ExchangeSizes& sizes, const StepInput& st
 
   Floats out(static_cast<std::size_t>(tokens * kHidden) + 1, -1.0f);
   exchange.Combine(ViewOf(out, {tokens, kHidden}), ids, weights, stream);
-  EXPECT_EQ(std::memcmp(out.data(), expected.data() + begin * kHidden,
-                        static_cast<std::size_t>(tokens * kHidden) * sizeof(float)),
-            0);
+  EXPECT_TRUE(tokens == 0 ||
+              std::memcmp(out.data(), expected.data() + begin * kHidden,
+                          static_cast<std::size_t>(tokens * kHidden) * sizeof(float)) == 0);
 }
 
-/// Token counts per data group: none at all, one group only, uneven, as many as fit.
+/// Token counts per data group: uneven, none at all, as many as fit.
 std::vector<std::vector<std::int64_t>> StepsFor(int data) {
   const std::vector<std::int64_t> counts = {0, 1, 2, 7, kMaxTokens};
   std::vector<std::vector<std::int64_t>> steps;
@@ -192,9 +194,10 @@ std::vector<std::vector<std::int64_t>> StepsFor(int data) {
     }
     steps.push_back(step);
   }
-  const auto groups = static_cast<std::size_t>(data);
-  steps.emplace_back(groups, 0);
-  steps.emplace_back(groups, kMaxTokens);
+  if (data > 1) {
+    steps.emplace_back(static_cast<std::size_t>(data), 0);
+    steps.emplace_back(static_cast<std::size_t>(data), kMaxTokens);
+  }
   return steps;
 }
 

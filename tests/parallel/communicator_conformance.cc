@@ -1,0 +1,267 @@
+#include "tests/parallel/communicator_conformance.h"
+
+#include <gtest/gtest.h>
+#include <time.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <random>
+#include <thread>
+
+namespace jubal {
+namespace {
+
+using Counts = std::vector<std::int64_t>;
+using Ints = std::vector<std::int32_t>;
+
+constexpr std::int32_t kUntouched = -1;
+
+std::size_t Index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+/// [rows, n] i32, with an address even when empty.
+struct Matrix {
+  Matrix(std::int64_t rows, std::int64_t n)
+      : elements(Index(rows * n) + 1, kUntouched), shape{rows, n} {}
+  TensorView view() {
+    return TensorView(reinterpret_cast<std::byte*>(elements.data()), DType::kI32, shape);
+  }
+  std::int32_t& at(std::int64_t row, std::int64_t column) {
+    return elements[Index(row * shape[1] + column)];
+  }
+
+  Ints elements;
+  Shape shape;
+};
+
+/// Tells sender, receiver, row and column apart.
+std::int32_t ValueOf(std::int64_t from, std::int64_t to, std::int64_t row, std::int64_t column) {
+  return static_cast<std::int32_t>(((from * 31 + to) * 1009 + row) * 7919 + column);
+}
+
+/// Rows that `from` sends to `to` in a round: often none, the same on all ranks.
+std::int64_t RowsBetween(std::int64_t from, std::int64_t to, std::int64_t round) {
+  std::mt19937 random(static_cast<unsigned>(from * 64 + to + 4096 * round));
+  return std::max<std::int64_t>(0, static_cast<std::int64_t>(random() % 8) - 3);
+}
+
+// Row widths on both sides of the lengths where transports change their ways.
+constexpr std::int64_t kWidths[] = {1, 17, 1500, 6144, 40000};
+
+void AllGatherPlacesRowsInRankOrder(Communicator& world) {
+  Stream stream(Device::kCpu);
+  for (const std::int64_t width : kWidths) {
+    for (std::int64_t round = 0; round < 3; ++round) {
+      Counts rows;
+      for (int r = 0; r < world.size(); ++r) rows.push_back(RowsBetween(r, 0, round));
+      Matrix mine(rows[Index(world.rank())], width);
+      for (std::int64_t i = 0; i < mine.shape[0]; ++i) {
+        for (std::int64_t j = 0; j < width; ++j) mine.at(i, j) = ValueOf(world.rank(), 0, i, j);
+      }
+      std::int64_t total = 0;
+      for (const std::int64_t count : rows) total += count;
+      Matrix gathered(total + 1, width);  // one row more than needed
+      world.AllGatherRows(gathered.view(), mine.view(), rows, stream);
+      std::int64_t place = 0;
+      bool right = true;
+      for (int r = 0; r < world.size(); ++r) {
+        for (std::int64_t i = 0; i < rows[Index(r)]; ++i, ++place) {
+          for (std::int64_t j = 0; j < width; ++j) {
+            right = right && gathered.at(place, j) == ValueOf(r, 0, i, j);
+          }
+        }
+      }
+      EXPECT_TRUE(right) << "width " << width << ", round " << round;
+      EXPECT_EQ(gathered.at(total, 0), kUntouched);
+      EXPECT_EQ(gathered.at(total, width - 1), kUntouched);
+    }
+  }
+}
+
+void AllGatherTakesRowsFromTheirOwnPlace(Communicator& world) {
+  Stream stream(Device::kCpu);
+  for (const std::int64_t width : kWidths) {
+    const Counts rows(Index(world.size()), 2);
+    Matrix gathered(2 * world.size(), width);
+    for (std::int64_t i = 0; i < 2; ++i) {
+      for (std::int64_t j = 0; j < width; ++j) {
+        gathered.at(2 * world.rank() + i, j) = ValueOf(world.rank(), 0, i, j);
+      }
+    }
+    world.AllGatherRows(gathered.view(), gathered.view().Rows(2 * world.rank(), 2), rows, stream);
+    bool right = true;
+    for (std::int64_t i = 0; i < 2 * world.size(); ++i) {
+      for (std::int64_t j = 0; j < width; ++j) {
+        right = right && gathered.at(i, j) == ValueOf(i / 2, 0, i % 2, j);
+      }
+    }
+    EXPECT_TRUE(right) << "width " << width;
+  }
+}
+
+void AllToAllDeliversToEachItsRows(Communicator& world) {
+  Stream stream(Device::kCpu);
+  for (const std::int64_t width : kWidths) {
+    for (std::int64_t round = 0; round < 3; ++round) {
+      Counts send_rows;
+      Counts recv_rows;
+      std::int64_t sent = 0;
+      std::int64_t received = 0;
+      for (int r = 0; r < world.size(); ++r) {
+        sent += send_rows.emplace_back(RowsBetween(world.rank(), r, round));
+        received += recv_rows.emplace_back(RowsBetween(r, world.rank(), round));
+      }
+      Matrix send(sent, width);
+      std::int64_t place = 0;
+      for (int r = 0; r < world.size(); ++r) {
+        for (std::int64_t i = 0; i < send_rows[Index(r)]; ++i, ++place) {
+          for (std::int64_t j = 0; j < width; ++j) {
+            send.at(place, j) = ValueOf(world.rank(), r, i, j);
+          }
+        }
+      }
+      Matrix recv(received + 1, width);
+      world.AllToAllRows(recv.view(), recv_rows, send.view(), send_rows, stream);
+      place = 0;
+      bool right = true;
+      for (int r = 0; r < world.size(); ++r) {
+        for (std::int64_t i = 0; i < recv_rows[Index(r)]; ++i, ++place) {
+          for (std::int64_t j = 0; j < width; ++j) {
+            right = right && recv.at(place, j) == ValueOf(r, world.rank(), i, j);
+          }
+        }
+      }
+      EXPECT_TRUE(right) << "width " << width << ", round " << round;
+      EXPECT_EQ(recv.at(received, 0), kUntouched);
+    }
+  }
+}
+
+void BroadcastCarriesMessagesOfAnyLength(Communicator& world) {
+  for (int root = 0; root < world.size(); ++root) {
+    for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{500},
+                                    std::size_t{3'000'000}, std::size_t{7}}) {
+      const auto value = static_cast<std::byte>(bytes + static_cast<std::size_t>(root));
+      std::vector<std::byte> message(33, std::byte{0xEE});  // what is there is replaced
+      if (world.rank() == root) message.assign(bytes, value);
+      world.Broadcast(message, root);
+      EXPECT_EQ(message.size(), bytes);
+      EXPECT_TRUE(std::all_of(message.begin(), message.end(),
+                              [&](std::byte byte) { return byte == value; }));
+    }
+  }
+}
+
+std::int64_t CpuNanoseconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return time.tv_sec * std::int64_t{1'000'000'000} + time.tv_nsec;
+}
+
+void WaitingForABroadcastCostsLittleCpu(Communicator& world) {
+  constexpr std::chrono::milliseconds kIdle{400};
+  world.Barrier();
+  const std::int64_t before = CpuNanoseconds();
+  if (world.rank() == 0) std::this_thread::sleep_for(kIdle);
+  std::vector<std::byte> message(1);
+  world.Broadcast(message, 0);
+  const std::int64_t spent = CpuNanoseconds() - before;
+  // A spinning wait would spend all of it; sanitizers and busy machines deserve some slack.
+  EXPECT_LT(spent, std::chrono::nanoseconds(kIdle).count() / 10);
+}
+
+void NobodyPassesABarrierBeforeTheLastArrives(Communicator& world) {
+  using Clock = std::chrono::steady_clock;  // one clock for all processes of a host
+  Stream stream(Device::kCpu);
+  for (int late = 0; late < world.size(); ++late) {
+    if (world.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    const std::int64_t arrived = Clock::now().time_since_epoch().count();
+    world.Barrier();
+    const std::int64_t passed = Clock::now().time_since_epoch().count();
+    std::vector<std::int64_t> arrivals(Index(world.size()));
+    const Counts rows(Index(world.size()), 1);
+    world.AllGatherRows(
+        TensorView(reinterpret_cast<std::byte*>(arrivals.data()), DType::kI64, {world.size(), 1}),
+        ConstTensorView(reinterpret_cast<const std::byte*>(&arrived), DType::kI64, {1, 1}), rows,
+        stream);
+    EXPECT_GE(passed, *std::max_element(arrivals.begin(), arrivals.end()));
+  }
+}
+
+/// The numbers that a group's members bring, in the group's order.
+Ints Roll(Communicator& group, std::int32_t number) {
+  Stream stream(Device::kCpu);
+  Matrix mine(1, 1);
+  mine.at(0, 0) = number;
+  Matrix all(group.size(), 1);
+  group.AllGatherRows(all.view(), mine.view(), Counts(Index(group.size()), 1), stream);
+  all.elements.resize(Index(group.size()));
+  return all.elements;
+}
+
+Ints RanksWhere(const Communicator& world, bool (*holds)(int rank, int of), int of) {
+  Ints ranks;
+  for (int r = 0; r < world.size(); ++r) {
+    if (holds(r, of)) ranks.push_back(r);
+  }
+  return ranks;
+}
+
+void SplitGroupsByColourInRankOrder(Communicator& world) {
+  const auto same_third = [](int rank, int of) { return rank % 3 == of % 3; };
+  const auto thirds = world.Split(world.rank() % 3);
+  EXPECT_EQ(Roll(*thirds, world.rank()), RanksWhere(world, same_third, world.rank()));
+  EXPECT_EQ(thirds->rank(), world.rank() / 3);
+
+  // A group splits again, and parent and part do not hear each other's messages.
+  const auto same_sixth = [](int rank, int of) { return rank % 6 == of % 6; };
+  const auto sixths = thirds->Split(thirds->rank() % 2);
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(Roll(*sixths, world.rank()), RanksWhere(world, same_sixth, world.rank()));
+    EXPECT_EQ(Roll(*thirds, world.rank()), RanksWhere(world, same_third, world.rank()));
+  }
+
+  const auto alone = world.Split(world.rank());
+  EXPECT_EQ(alone->size(), 1);
+  EXPECT_EQ(Roll(*alone, world.rank()), Ints{world.rank()});
+}
+
+void SplitByNodeKeepsTheRanksOfOneHost(Communicator& world) {
+  const auto node = world.SplitByNode();  // tests run on one host
+  EXPECT_EQ(node->size(), world.size());
+  EXPECT_EQ(node->rank(), world.rank());
+  EXPECT_EQ(Roll(*node, world.rank()), Roll(world, world.rank()));
+}
+
+void CallsOfUnevenRanksStayInOrder(Communicator& world) {
+  std::mt19937 random(static_cast<unsigned>(world.rank()));
+  for (std::int32_t i = 0; i < 200; ++i) {
+    if (random() % 16 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
+    const Ints roll = Roll(world, 1000 * i + world.rank());
+    for (int r = 0; r < world.size(); ++r) EXPECT_EQ(roll[Index(r)], 1000 * i + r);
+    std::vector<std::byte> message;
+    if (world.rank() == i % world.size()) message.assign(Index(i), std::byte{1});
+    world.Broadcast(message, i % world.size());
+    EXPECT_EQ(message.size(), Index(i));
+    if (i % 32 == 0) world.Barrier();
+  }
+}
+
+}  // namespace
+
+const std::vector<ConformanceCheck>& ConformanceChecks() {
+  static const std::vector<ConformanceCheck> checks = {
+      {"AllGatherPlacesRowsInRankOrder", AllGatherPlacesRowsInRankOrder},
+      {"AllGatherTakesRowsFromTheirOwnPlace", AllGatherTakesRowsFromTheirOwnPlace},
+      {"AllToAllDeliversToEachItsRows", AllToAllDeliversToEachItsRows},
+      {"BroadcastCarriesMessagesOfAnyLength", BroadcastCarriesMessagesOfAnyLength},
+      {"WaitingForABroadcastCostsLittleCpu", WaitingForABroadcastCostsLittleCpu},
+      {"NobodyPassesABarrierBeforeTheLastArrives", NobodyPassesABarrierBeforeTheLastArrives},
+      {"SplitGroupsByColourInRankOrder", SplitGroupsByColourInRankOrder},
+      {"SplitByNodeKeepsTheRanksOfOneHost", SplitByNodeKeepsTheRanksOfOneHost},
+      {"CallsOfUnevenRanksStayInOrder", CallsOfUnevenRanksStayInOrder},
+  };
+  return checks;
+}
+
+}  // namespace jubal
