@@ -35,7 +35,8 @@ class Communicator {
   virtual int size() const = 0;
 
   /// gathered ← every rank's rows in rank order; rank r contributes rows[r] of them.
-  /// gathered: [≥ Σ rows, n], mine: [≥ rows[rank()], n], both dense and of one dtype.
+  /// gathered: [≥ Σ rows, n], mine: [≥ rows[rank()], n], both dense and of one dtype. mine may lie
+  /// at its own place in gathered.
   virtual void AllGatherRows(TensorView gathered, ConstTensorView mine,
                              std::span<const std::int64_t> rows, Stream& stream) = 0;
 

@@ -67,7 +67,7 @@ class Pause {
   using Clock = std::chrono::steady_clock;
   static constexpr int kSpins = 200;
   static constexpr std::chrono::milliseconds kYieldFor{1};
-  static constexpr std::chrono::milliseconds kLongestSleep{5};
+  static constexpr std::chrono::milliseconds kLongestSleep{20};
 
   Patience patience_;
   int looks_ = 0;
@@ -235,6 +235,10 @@ class MpiCommunicator final : public Communicator {
 }  // namespace
 
 MpiSession::MpiSession() {
+  // Open MPI hands messages of more than 4 KB to the receiver by a system call; a few activations
+  // are cheaper copied through shared memory (24 KB between two ranks: 5.1 µs, then 2.9 µs). What
+  // the user sets, stays.
+  setenv("OMPI_MCA_btl_vader_eager_limit", "65536", /*overwrite=*/0);
   int provided = MPI_THREAD_SINGLE;
   Must(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
   if (provided < MPI_THREAD_FUNNELED) {
