@@ -74,6 +74,18 @@ struct Value {
     return ids;
   }
 
+  const std::string& Address() const {
+    const std::size_t colon = text.rfind(':');
+    std::uint16_t port = 0;
+    const char* const end = text.data() + text.size();
+    const auto [rest, error] =
+        std::from_chars(colon == std::string::npos ? end : text.data() + colon + 1, end, port);
+    if (colon == 0 || error != std::errc() || rest != end) {
+      Refuse(fmt::format("{} is '{}': give HOST:PORT, such as 127.0.0.1:50051", flag, text));
+    }
+    return text;
+  }
+
   const std::string& Text() const {
     if (text.empty()) Refuse(fmt::format("{} is empty", flag));
     return text;
@@ -116,7 +128,7 @@ constexpr std::array kFlags{
          [](Options& o, const Value& v) { o.ranks = v.Int(1, kMaxRanks); }},
     Flag{"listen", "HOST:PORT", In(Command::kServe) | In(Command::kCoordinator),
          "where clients connect (default 127.0.0.1:50051); port 0 takes a free one",
-         [](Options& o, const Value& v) { o.listen = v.Text(); }},
+         [](Options& o, const Value& v) { o.listen = v.Address(); }},
     Flag{"insecure", nullptr, In(Command::kServe),
          "let --listen name an address that other hosts reach: anyone there can use the server, "
          "unencrypted",

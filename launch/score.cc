@@ -1,6 +1,7 @@
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <fstream>
-#include <iterator>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -20,12 +21,23 @@ namespace jubal {
 namespace {
 
 constexpr RequestId kRequest = 1;
+constexpr std::size_t kMaxTextBytes = 64 << 20;
 
 std::string ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file) {
+  std::string text;
+  std::array<char, 1 << 16> block{};
+  while (file && text.size() <= kMaxTextBytes) {
+    file.read(block.data(), block.size());  // a directory opens, but this fails
+    text.append(block.data(), static_cast<std::size_t>(file.gcount()));
+  }
+  if (!file.is_open() || file.bad()) {
     throw UserError(ExitStatus::kNoInput, fmt::format("--text-file {} cannot be read", path));
+  }
+  if (text.size() > kMaxTextBytes) {
+    throw UserError(ExitStatus::kBadData,
+                    fmt::format("--text-file {} has more than {} MiB, more than any context holds",
+                                path, kMaxTextBytes >> 20));
   }
   return text;
 }

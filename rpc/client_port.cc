@@ -1,9 +1,11 @@
 #include "rpc/client_port.h"
 
+#include <google/protobuf/message.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
+#include <grpcpp/support/server_interceptor.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -12,6 +14,11 @@
 #include <chrono>
 #include <mutex>
 #include <stdexcept>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "grpc/health/v1/health.pb.h"
 
 namespace jubal {
 namespace {
@@ -25,9 +32,40 @@ void UsePlugins() {
   static std::once_flag once;
   std::call_once(once, [] {
     grpc::EnableDefaultHealthCheckService(true);
+    // gRPC speaks these messages without their descriptors: linked in, reflection has them too.
+    google::protobuf::LinkMessageReflection<grpc::health::v1::HealthCheckRequest>();
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
 }
+
+/// gRPC ends a call whose request it cannot parse with a bare UNIMPLEMENTED, before the service
+/// hears of it. The client is told what is wrong instead.
+class MalformedRequestInterceptor final : public grpc::experimental::Interceptor {
+ public:
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(
+            grpc::experimental::InterceptionHookPoints::PRE_SEND_STATUS)) {
+      const grpc::Status status = methods->GetSendStatus();
+      if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED &&
+          status.error_message().empty()) {
+        methods->ModifySendStatus(grpc::Status(
+            grpc::StatusCode::INVALID_ARGUMENT,
+            "the request cannot be parsed: it is damaged, or a text in it is not UTF-8."));
+      }
+    }
+    methods->Proceed();
+  }
+};
+
+class MalformedRequestInterceptorFactory final
+    : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  grpc::experimental::Interceptor* CreateServerInterceptor(
+      grpc::experimental::ServerRpcInfo* info) override {
+    const bool ours = std::string_view(info->method()).substr(1).starts_with(kServiceName);
+    return ours ? new MalformedRequestInterceptor : nullptr;
+  }
+};
 
 std::unique_ptr<grpc::Server> StartServer(
     const ClientPortOptions& options, GenerationService* service,
@@ -38,6 +76,9 @@ std::unique_ptr<grpc::Server> StartServer(
       grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
       grpc::InsecureServerCredentials());
   builder.RegisterService(service);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(std::make_unique<MalformedRequestInterceptorFactory>());
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
   builder.SetResourceQuota(grpc::ResourceQuota("clients").Resize(kMaxBufferBytes));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,

@@ -159,17 +159,29 @@ Found FindWeight(const Checkpoint& checkpoint, const Naming& naming, const Weigh
   return found;
 }
 
+/// The naming under which the checkpoint has the most of the weights outside layers and of layer 0:
+/// namings share some names, and a weight that is missing shall be reported under its own.
 const Naming& NamingOf(const Checkpoint& checkpoint, const Family& family,
                        const ModelDescription& model) {
-  const WeightSpec embedding{.role = WeightRole::kEmbedding};
+  const std::vector<WeightSpec> weights = ListWeights(model);
+  const Naming* best = nullptr;
+  std::int64_t most = 0;
   for (const Naming& naming : family.namings) {
-    if (naming.format == checkpoint.format() &&
-        checkpoint.Find(naming.name_of(model, embedding, 0)) != nullptr) {
-      return naming;
+    if (naming.format != checkpoint.format()) continue;
+    const std::int64_t found =
+        std::count_if(weights.begin(), weights.end(), [&](const WeightSpec& spec) {
+          return spec.layer <= 0 && checkpoint.Find(naming.name_of(model, spec, 0)) != nullptr;
+        });
+    if (found > most) {
+      best = &naming;
+      most = found;
     }
   }
-  BadData(fmt::format("{}: no embedding under any name known for {}",
-                      checkpoint.directory().string(), family.name));
+  if (best == nullptr) {
+    BadData(fmt::format("{}: no weight under any name known for {}",
+                        checkpoint.directory().string(), family.name));
+  }
+  return *best;
 }
 
 /// Buffers that some conversions store although they follow from the config.

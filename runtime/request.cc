@@ -33,8 +33,9 @@ std::optional<Rejection> OutsideVocabulary(const char* field, const std::vector<
                                            std::int64_t vocabulary) {
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] >= 0 && ids[i] < vocabulary) continue;
-    return Invalid(field, fmt::format("{}[{}] is token {}, but the vocabulary has ids 0 to {}.",
-                                      field, i, ids[i], vocabulary - 1));
+    return Invalid(field,
+                   fmt::format("{}[{}] is token {}, but the vocabulary has ids 0 to {}.", field, i,
+                               static_cast<std::uint32_t>(ids[i]), vocabulary - 1));
   }
   return std::nullopt;
 }

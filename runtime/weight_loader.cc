@@ -1,7 +1,8 @@
 #include "runtime/weight_loader.h"
 
 #include <algorithm>
-#include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <numeric>
 #include <vector>
@@ -70,14 +71,29 @@ void LoadVector(const StoredTensor& tensor, TensorView out) {
   }
 }
 
-void CheckFinite(const float* values, std::int64_t count, const StoredTensor& tensor) {
+/// Whether no exponent among so many f32 (as words of 4 bytes) or bf16 (of 2) is that of an
+/// infinity or NaN.
+template <class Word>
+bool AllFinite(const std::byte* data, std::int64_t count) {
+  constexpr Word kExponent = sizeof(Word) == 4 ? 0x7f800000 : 0x7f80;
+  bool finite = true;
   for (std::int64_t i = 0; i < count; ++i) {
-    if (!std::isfinite(values[i])) {
-      throw UserError(ExitStatus::kBadData,
-                      fmt::format("{}: {} holds a value that is not finite: the file is damaged",
-                                  tensor.file->path().string(), tensor.name));
-    }
+    Word word = 0;
+    std::memcpy(&word, data + i * std::int64_t{sizeof word}, sizeof word);
+    finite &= (word & kExponent) != kExponent;
   }
+  return finite;
+}
+
+void CheckFinite(const std::byte* data, std::int64_t bytes, WeightType type,
+                 const StoredTensor& tensor) {
+  if (type == WeightType::kBf16 ? AllFinite<std::uint16_t>(data, bytes / 2)
+                                : AllFinite<std::uint32_t>(data, bytes / 4)) {
+    return;
+  }
+  throw UserError(ExitStatus::kBadData,
+                  fmt::format("{}: {} holds a value that is not finite: the file is damaged",
+                              tensor.file->path().string(), tensor.name));
 }
 
 struct Destination {
@@ -132,7 +148,7 @@ Weights LoadWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
     Destination& destination = destinations[piece.weight];
     if (spec.n == 0) {
       LoadVector(*piece.tensor, destination.data);
-      CheckFinite(destination.data.data<float>(), spec.k, *piece.tensor);
+      CheckFinite(destination.data.raw(), spec.k * 4, WeightType::kF32, *piece.tensor);
     } else {
       const MatrixLayout& layout = MatrixOf(weights, spec).layout;
       float* scales = destination.scales.empty() ? nullptr : destination.scales.data<float>();
@@ -144,8 +160,12 @@ Weights LoadWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
                    source.files(piece.weight).Matrix(spec, source.format(piece.weight), expert),
                    destination.data.raw(), scales);
         if (scales != nullptr) {
-          CheckFinite(scales + local * layout.ExpertScales(), layout.ExpertScales(),
+          const std::int64_t bytes = layout.ExpertScales() * 4;
+          CheckFinite(destination.scales.raw() + local * bytes, bytes, WeightType::kF32,
                       *source.files(piece.weight).scales);
+        } else {
+          const std::int64_t bytes = layout.ExpertBytes();
+          CheckFinite(destination.data.raw() + local * bytes, bytes, layout.type, *piece.tensor);
         }
       }
     }

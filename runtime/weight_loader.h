@@ -18,7 +18,7 @@ using LoadProgress = std::function<void(std::int64_t done, std::int64_t total)>;
 /// the mapped files, in the order of the files. The ranks of a node walk through the files
 /// together, one tensor at a time, and share the work of reading ahead, so that each byte comes
 /// from the disk once per node whatever their number. Collective over the node. Throws UserError
-/// (kBadData) for scales that are not finite, naming the tensor.
+/// (kBadData) for values that are not finite, naming the tensor.
 Weights LoadWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
                     const LoadProgress& progress);
 

@@ -60,12 +60,12 @@ struct OnlyIn {
 };
 const std::vector<std::string> kCode{".h", ".cc", ".cu"};
 const std::array kOnlyIn{
-    OnlyIn{R"(#include <(mpi|nccl)\b)", kCode, {"parallel/"}},
-    OnlyIn{R"(#include <grpc)", kCode, {"rpc/"}},
-    OnlyIn{R"(#include .(google/|.*\.pb\.h))", kCode, {"rpc/", "runtime/tokenizer/"}},
-    OnlyIn{R"(#include <(imm|x86)intrin\.h)", kCode, {"kernels/"}},
-    OnlyIn{R"(#include <(cuda|cub/|cublas|cute/|cutlass))", kCode, {"kernels/"}},
-    OnlyIn{R"(#include <boost/program_options)", kCode, {"launch/"}},
+    OnlyIn{R"(^\s*#\s*include <(mpi|nccl)\b)", kCode, {"parallel/"}},
+    OnlyIn{R"(^\s*#\s*include <grpc)", kCode, {"rpc/"}},
+    OnlyIn{R"(^\s*#\s*include .(google/|.*\.pb\.h))", kCode, {"rpc/", "runtime/tokenizer/"}},
+    OnlyIn{R"(^\s*#\s*include <(imm|x86)intrin\.h)", kCode, {"kernels/"}},
+    OnlyIn{R"(^\s*#\s*include <(cuda|cub/|cublas|cute/|cutlass))", kCode, {"kernels/"}},
+    OnlyIn{R"(^\s*#\s*include <boost/program_options)", kCode, {"launch/"}},
     OnlyIn{R"(\b(abort|exit|_exit|_Exit|quick_exit)\()",
            kCode,
            {"kernels/check.cc", "parallel/mpi_communicator.cc", "launch/", "tests/"}},

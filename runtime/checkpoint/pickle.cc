@@ -251,7 +251,7 @@ std::string_view PickleMachine::TakeLine() {
 
 void PickleMachine::Push(Value value) {
   if (stack_.size() == kMaxStack) Fail(fmt::format("the stack grows past {} values", kMaxStack));
-  stack_.push_back(std::move(value));
+  stack_.push_back(value);
 }
 
 const Value& PickleMachine::Top() const {

@@ -289,7 +289,7 @@ std::vector<SafetensorsEntry> ReadSafetensorsHeader(std::span<const std::byte> f
   return entries;
 }
 
-std::vector<StoredTensor> ReadSafetensors(std::shared_ptr<const MappedFile> file) {
+std::vector<StoredTensor> ReadSafetensors(const std::shared_ptr<const MappedFile>& file) {
   std::vector<SafetensorsEntry> entries =
       ReadSafetensorsHeader(file->bytes(), file->path().string());
   std::vector<StoredTensor> tensors;

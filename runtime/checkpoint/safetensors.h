@@ -28,7 +28,7 @@ std::vector<SafetensorsEntry> ReadSafetensorsHeader(std::span<const std::byte> f
                                                     std::string_view file_name);
 
 /// The same, as tensors that keep the file mapped.
-std::vector<StoredTensor> ReadSafetensors(std::shared_ptr<const MappedFile> file);
+std::vector<StoredTensor> ReadSafetensors(const std::shared_ptr<const MappedFile>& file);
 
 }  // namespace jubal
 

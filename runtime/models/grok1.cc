@@ -27,7 +27,7 @@ std::int64_t ExpertHidden(double widening, std::int64_t hidden) {
 ModelDescription Describe(const Config& config) {
   config.Refuse("quantization_config");
   config.Refuse("residual_moe");  // Grok-2's dense branch
-  const double kNone = 0.0;
+  constexpr double kNone = 0.0;
   ModelDescription m;
   m.family = "grok-1";
   m.layers = config.Size({"num_hidden_layers", "num_layers"});

@@ -127,6 +127,8 @@ class ScoreTest(unittest.TestCase):
             self.assertEqual(run("score", "--model", MODEL, "--text-file", file.name).returncode,
                              65)
         self.assertEqual(run("score", "--model", MODEL, "--text-file", "/no/file").returncode, 66)
+        self.assertEqual(run("score", "--model", MODEL, "--text-file", "/").returncode, 66)
+        self.assertEqual(run("score", "--model", MODEL, "--text-file", "/dev/zero").returncode, 65)
         self.assertEqual(run("score", "--model", MODEL, "--ids", "5").returncode, 64)
 
 

@@ -96,6 +96,11 @@ INSTANTIATE_TEST_SUITE_P(
         Generate("--exchange", "ring", "--exchange is 'ring'"),
         Generate("--expert-parallel", "0", "--expert-parallel is '0'"),
         Generate("--data-parallel", "two", "--data-parallel is 'two'"),
+        Refusal{{"serve", "--model", "m", "--listen", "50051"}, "--listen is '50051'"},
+        Refusal{{"serve", "--model", "m", "--listen", ":50051"}, "--listen is ':50051'"},
+        Refusal{{"serve", "--model", "m", "--listen", "h:"}, "--listen is 'h:'"},
+        Refusal{{"serve", "--model", "m", "--listen", "h:65536"}, "--listen is 'h:65536'"},
+        Refusal{{"serve", "--model", "m", "--listen", "h:-1"}, "--listen is 'h:-1'"},
         Refusal{{"plan", "--model", "m", "-n", "0"}, "-n is '0'"},
         Refusal{{"plan", "--model", "m", "-n", "1025"}, "-n is '1025'"},
         Refusal{{"plan", "--model", "m", "--device-memory", "80G"}, "--device-memory is '80G'"}));

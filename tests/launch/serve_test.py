@@ -5,6 +5,7 @@ usage: serve_test.py PROGRAM MODEL [unittest arguments]
 """
 
 import glob
+import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import unittest
 
 PROGRAM = os.path.realpath(sys.argv[1])
 MODEL = sys.argv[2]
+GRPCIO_CLIENT = os.path.join(os.path.dirname(__file__), "../rpc/grpcio_client.py")
 
 
 def program_of(pid):
@@ -260,6 +262,13 @@ class ServeTest(unittest.TestCase):
                 self.assertEqual(done.returncode, status, done.stderr)
                 self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
                 self.assertEqual(done.stdout, "")
+
+    @unittest.skipUnless(importlib.util.find_spec("grpc_reflection"), "needs grpcio-reflection")
+    def test_a_client_not_written_here_needs_only_reflection(self):
+        server = self.start()
+        done = subprocess.run([sys.executable, GRPCIO_CLIENT, server.address()],
+                              capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_chat_says_when_there_is_no_server(self):
         status, _, errors = chat("127.0.0.1:1", "text")

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Installs, builds and runs the tests.
+#
+#   tests/run.sh [--nightly]     with the tests that take long, too
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case ${1-} in
+  "") presets=(release) ;;
+  --nightly) presets=(release nightly) ;;
+  *) echo "usage: tests/run.sh [--nightly]" >&2; exit 64 ;;
+esac
+
+launch/install_dependencies.sh
+
+# The client that was not written here. Debian's protobuf for Python is too old for it.
+python=$PWD/build/python/bin/python
+if ! "$python" -c 'import grpc_reflection' 2>/dev/null; then
+  python3 -m venv build/python
+  "$python" -m pip install --quiet grpcio grpcio-reflection
+fi
+
+cmake --preset release -DPython3_EXECUTABLE="$python"
+cmake --build --preset release
+for preset in "${presets[@]}"; do
+  ctest --preset "$preset"
+done
