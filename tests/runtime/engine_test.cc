@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/error.h"
+#include "runtime/checkpoint/checkpoint.h"
 #include "tests/runtime/checkpoint/scratch_directory.h"
 #include "tests/runtime/golden.h"
 #include "tests/runtime/local_ranks.h"
@@ -92,12 +93,13 @@ TEST(EngineTest, DamagedWeightsEndInAnError) {
   const std::filesystem::path model = scratch.path() / "model";
   std::filesystem::copy(GoldenDirectory() / "grok1-gqa6", model,
                         std::filesystem::copy_options::recursive);
-  // The embedding's payload begins at byte 151; an infinity in every row makes any prompt notice.
+  const auto embedding =
+      static_cast<std::streamoff>(Checkpoint::Open(model).Find("tensor00000_000")->offset);
   std::fstream file(model / "ckpt-0/tensor00000_000",
                     std::ios::in | std::ios::out | std::ios::binary);
   const float broken = std::numeric_limits<float>::infinity();
   for (int row = 0; row < 512; ++row) {
-    file.seekp(151 + row * 96 * 4);
+    file.seekp(embedding + row * 96 * 4);
     file.write(reinterpret_cast<const char*>(&broken), 4);
   }
   file.close();
