@@ -28,8 +28,8 @@ template <class A, class B>
 
 #define JUBAL_CHECK_COMPARISON(a, op, b)                                                        \
   do {                                                                                          \
-    const auto check_a = (a);                                                                  \
-    const auto check_b = (b);                                                                  \
+    const auto check_a = (a);                                                                   \
+    const auto check_b = (b);                                                                   \
     if (!(check_a op check_b)) {                                                                \
       ::jubal::check_internal::FailedComparison(__FILE__, __LINE__, #a " " #op " " #b, check_a, \
                                                 check_b);                                       \

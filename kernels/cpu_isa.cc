@@ -9,8 +9,7 @@ namespace {
 
 CpuIsa DetectCpuIsa() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     return CpuIsa::kAvx2;
   }
 #endif

@@ -1,4 +1,4 @@
-// Compiled with -mavx2 -mfma -mf16c, and so without any header that has inline functions.
+// Compiled with -mavx2 -mfma, and so without any header that has inline functions.
 #include <immintrin.h>
 
 #include "kernels/matmul_tiles.h"
