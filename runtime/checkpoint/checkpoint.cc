@@ -166,10 +166,10 @@ Checkpoint::Checkpoint(CheckpointFormat format, std::filesystem::path directory,
     const StoredTensor& tensor = tensors_[i];
     const auto [place, is_new] = index_.emplace(tensor.name, i);
     if (!is_new) {
-      throw UserError(
-          ExitStatus::kBadData,
-          fmt::format("{}: tensor {:?} is also in {}", tensor.file->path().string(), tensor.name,
-                      tensors_[place->second].file->path().filename().string()));
+      throw UserError(ExitStatus::kBadData,
+                      fmt::format("{}: tensor {} is also in {}", tensor.file->path().string(),
+                                  Quoted(tensor.name),
+                                  tensors_[place->second].file->path().filename().string()));
     }
     bytes_ += tensor.bytes().size();
   }

@@ -438,7 +438,7 @@ void PickleMachine::PushGlobal(std::string_view module, std::string_view name) {
   }
   // The names are the file's: escaped, so that they cannot drive a terminal.
   const std::string full = fmt::format("{}.{}", module, name);
-  Fail(fmt::format("the reader refuses to import {:?}, which no weight needs", full));
+  Fail(fmt::format("the reader refuses to import {}, which no weight needs", Quoted(full)));
 }
 
 bool IsInteger(const Value& value, std::int64_t wanted) {
@@ -481,8 +481,8 @@ void PickleMachine::Reduce() {
       } else if (code->text == "i1") {
         dtypes_.push_back({.dtype = DType::kI8});
       } else {
-        Fail(fmt::format("an array has dtype {:?}, not one of \"f4\", \"i1\" and bfloat16",
-                         code->text));
+        Fail(fmt::format("an array has dtype {}, not one of \"f4\", \"i1\" and bfloat16",
+                         Quoted(code->text)));
       }
     } else if (IsGlobal(arguments[0], Global::kBfloat16)) {
       dtypes_.push_back({.dtype = DType::kBf16});
@@ -590,7 +590,7 @@ void PickleMachine::SetItem(DictObject& dict, const Value& key, const Value& val
   const Text* const name = std::get_if<Text>(&key);
   if (name == nullptr) Fail("a dict's key is not a string");
   if (name->text != "weight" && name->text != "scales") {
-    Fail(fmt::format("a dict has key {:?}, not weight or scales", name->text));
+    Fail(fmt::format("a dict has key {}, not weight or scales", Quoted(name->text)));
   }
   const auto* const array = std::get_if<Reference<ArrayObject>>(&value);
   if (array == nullptr || !arrays_[array->index].built) {

@@ -26,12 +26,6 @@ constexpr std::pair<std::string_view, DType> kDtypes[] = {
     {"I8", DType::kI8},   {"U8", DType::kU8},   {"I32", DType::kI32},   {"I64", DType::kI64},
 };
 
-/// A file's text for a message: escaped, so that it cannot drive a terminal, and not too long.
-std::string Quoted(std::string_view text) {
-  constexpr std::size_t kShown = 80;
-  return fmt::format("{:?}{}", text.substr(0, kShown), text.size() > kShown ? "..." : "");
-}
-
 /// Takes the header from nlohmann's event parser, which nests no deeper than this state machine
 /// lets it and builds no tree. Offsets are still relative to the data.
 class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {

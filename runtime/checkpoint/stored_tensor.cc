@@ -23,6 +23,23 @@ std::optional<std::size_t> StoredLength(std::span<const std::int64_t> shape, DTy
   return static_cast<std::size_t>(product);
 }
 
+// Not fmt's {:?}: fmt 9 reads past the end of a string that ends inside a UTF-8 sequence.
+std::string Quoted(std::string_view text) {
+  constexpr std::size_t kShown = 80;
+  std::string quoted = "\"";
+  for (const char c : text.substr(0, kShown)) {
+    if (c == '"' || c == '\\') {
+      quoted += '\\';
+      quoted += c;
+    } else if (c >= ' ' && c <= '~') {
+      quoted += c;
+    } else {
+      quoted += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    }
+  }
+  return quoted + (text.size() > kShown ? "\"..." : "\"");
+}
+
 std::string ShapeText(std::span<const std::int64_t> shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }

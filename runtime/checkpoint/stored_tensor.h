@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/tensor.h"
@@ -40,6 +41,10 @@ struct StoredTensor {
 
 /// product(shape) · SizeOf(dtype); nothing for a negative size or a product past 2^63 - 1.
 std::optional<std::size_t> StoredLength(std::span<const std::int64_t> shape, DType dtype);
+
+/// A file's text for a message: in quotes, so escaped that it cannot drive a terminal (what is not
+/// printable ASCII as \xNN), and cut to 80 bytes.
+std::string Quoted(std::string_view text);
 
 /// "[6144, 8]", for messages.
 std::string ShapeText(std::span<const std::int64_t> shape);
