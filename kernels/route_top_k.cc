@@ -1,19 +1,28 @@
 #include "kernels/route_top_k.h"
 
+#include <cmath>
+
 #include "kernels/float_math.h"
 
 namespace jubal {
 namespace {
 
-/// The largest logit that comes after `previous` in the order (logit descending, id ascending);
-/// previous = −1 asks for the first. Ordering logits orders their probabilities, and keeps apart
-/// those that round to the same one.
+/// The order of experts: logit descending, what is not a number last, id ascending. Ordering logits
+/// orders their probabilities, and keeps apart those that round to the same one.
+bool Before(const float* logits, std::int32_t a, std::int32_t b) {
+  if (logits[a] > logits[b]) return true;
+  if (logits[a] < logits[b]) return false;
+  const bool a_is_number = !std::isnan(logits[a]);
+  if (a_is_number == std::isnan(logits[b])) return a_is_number;
+  return a < b;
+}
+
+/// The first expert that comes after `previous`; −1 asks for the first of all.
 std::int32_t Next(const float* logits, std::int64_t experts, std::int32_t previous) {
   std::int32_t best = -1;
   for (std::int32_t e = 0; e < experts; ++e) {
-    const bool after = previous < 0 || logits[e] < logits[previous] ||
-                       (logits[e] == logits[previous] && e > previous);
-    if (after && (best < 0 || logits[e] > logits[best])) best = e;
+    const bool after = previous < 0 || Before(logits, previous, e);
+    if (after && (best < 0 || Before(logits, e, best))) best = e;
   }
   CHECK_GE(best, 0);
   return best;

@@ -6,7 +6,8 @@
 namespace jubal {
 
 /// Picks each token's experts: the top_k largest of softmax(logits) over all experts. On a tie the
-/// lower expert id comes first.
+/// lower expert id comes first, and a logit that is not a number comes last: its weights are not
+/// numbers either, for the engine to notice.
 ///
 /// Source: xai-org/grok-1 model.py, MoELayer (weights kept as they are); Mixtral rescales them to
 /// sum to one.

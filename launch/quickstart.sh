@@ -11,13 +11,13 @@ cmake --preset release
 cmake --build --preset release --target jubal_program
 
 coproc server { exec build/release/jubal serve --model launch/demo -n 4 --listen 127.0.0.1:0; }
-pid=$server_PID
+pid=$server_PID  # the variable is gone once the server has ended
 trap 'kill "$pid" 2>/dev/null; wait "$pid" || true' EXIT
 trap 'exit 130' INT TERM
 
 until [[ ${line-} == *ready* ]]; do
   read -r line || { echo "The server ended before it was ready." >&2; exit 1; }
 done <&"${server[0]}"
-echo "$line"
+printf "%s\nPrompt: %s\n" "$line" "$prompt"
 
 build/release/jubal chat --server "${line##* }" --max-tokens 120 --seed 1 <<<"$prompt"

@@ -9,7 +9,16 @@ namespace jubal {
 
 std::optional<Tokenizer> OpenTokenizer(const ModelSource& source) {
   if (!source.tokenizer()) return std::nullopt;
-  return Tokenizer::FromFile(*source.tokenizer());
+  Tokenizer tokenizer = Tokenizer::FromFile(*source.tokenizer());
+  // Fewer are common: vocabularies are padded.
+  if (tokenizer.vocabulary_size() > source.model().vocabulary) {
+    throw UserError(ExitStatus::kBadData,
+                    fmt::format("{} has {} tokens, but the model's vocabulary has {}: it is "
+                                "another model's",
+                                source.tokenizer()->string(), tokenizer.vocabulary_size(),
+                                source.model().vocabulary));
+  }
+  return tokenizer;
 }
 
 std::vector<TokenId> EncodeText(const std::optional<Tokenizer>& tokenizer, const std::string& text,

@@ -8,6 +8,7 @@
 #include "kernels/error.h"
 #include "launch/commands.h"
 #include "launch/plan_report.h"
+#include "launch/request_input.h"
 #include "launch/supervisor.h"
 #include "rpc/coordinator.h"
 #include "rpc/rank_link.h"
@@ -35,7 +36,9 @@ int RunServe(const Options& options) {
                     fmt::format("--hostfile {} cannot be read", *options.hostfile));
   }
   // What cannot work is refused here, in one sentence, before anything starts.
-  MakePlanReport(ModelSource::Open(options.model), options, options.ranks);
+  const ModelSource source = ModelSource::Open(options.model);
+  OpenTokenizer(source);
+  MakePlanReport(source, options, options.ranks);
   return Supervise(options);
 }
 

@@ -1,5 +1,6 @@
 #include "rpc/client_port.h"
 
+#include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -10,11 +11,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <mutex>
 #include <stdexcept>
-#include <string_view>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -62,8 +64,11 @@ class MalformedRequestInterceptorFactory final
  public:
   grpc::experimental::Interceptor* CreateServerInterceptor(
       grpc::experimental::ServerRpcInfo* info) override {
-    const bool ours = std::string_view(info->method()).substr(1).starts_with(kServiceName);
-    return ours ? new MalformedRequestInterceptor : nullptr;
+    std::string name = info->method();  // "/package.Service/Method", known or not
+    std::replace(name.begin(), name.end(), '/', '.');
+    const auto* const pool = google::protobuf::DescriptorPool::generated_pool();
+    const bool known = pool->FindMethodByName(name.substr(1)) != nullptr;
+    return known ? new MalformedRequestInterceptor : nullptr;
   }
 };
 

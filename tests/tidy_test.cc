@@ -48,7 +48,8 @@ const std::array kArrows{
     Arrow{"kernels", {"kernels"}},
     Arrow{"parallel", {"parallel", "kernels"}},
     Arrow{"runtime", {"runtime", "parallel", "kernels"}},
-    Arrow{"rpc", {"rpc", "jubal", "google", "runtime", "parallel", "kernels"}},  // with proto's
+    // proto's generated code lies in jubal, google and grpc.
+    Arrow{"rpc", {"rpc", "jubal", "google", "grpc", "runtime", "parallel", "kernels"}},
     Arrow{"launch", {"launch", "rpc", "runtime", "parallel", "kernels"}},
 };
 

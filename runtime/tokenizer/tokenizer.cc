@@ -54,6 +54,7 @@ ModelProto Parse(std::string_view bytes, std::string_view name) {
       !model.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
     Refuse(name, "not a SentencePiece model");
   }
+  if (!model.has_trainer_spec()) Refuse(name, "a SentencePiece model that is cut off");
   const ModelProto::Trainer& trainer = model.trainer_spec();
   if (trainer.model_type() != ModelProto::Trainer::BPE) {
     Refuse(name, fmt::format("a SentencePiece model of type {}, of which only BPE is supported",

@@ -50,6 +50,13 @@ TEST(RouteTopKTest, TiesGoToTheLowerId) {
   EXPECT_EQ(Route(logits, 3).ids, (std::vector<std::int32_t>{0, 1, 2, 1, 3, 4, 0, 1, 4}));
 }
 
+// Breaks: damaged weights end a rank without a word, before their logits are looked at.
+TEST(RouteTopKTest, TakesWhatIsNotANumber) {
+  const Routing routing = Route(Floats({2, 3}, {NAN, 1, NAN, NAN, NAN, NAN}), 3);
+  EXPECT_EQ(routing.ids, (std::vector<std::int32_t>{1, 0, 2, 0, 1, 2}));
+  for (const float weight : routing.weights) EXPECT_TRUE(std::isnan(weight));
+}
+
 // Breaks: logits that differ by one bit tie once they are probabilities.
 TEST(RouteTopKTest, TellsNeighbouringFloatsApart) {
   const Floats logits({1, 3}, {-1.0f, std::nextafter(-1.0f, 0.0f), 50.0f});

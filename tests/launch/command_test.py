@@ -105,6 +105,18 @@ class GenerateTest(unittest.TestCase):
             self.assert_refused(64, "--stop", "generate", *model, "--prompt-ids", "5", "--stop",
                                 "x")
 
+    def test_refuses_the_tokenizer_of_a_larger_model(self):
+        small = os.path.join(os.path.dirname(__file__), "../data/golden/grok1-12layers")
+        with tempfile.TemporaryDirectory() as mixed:
+            for folder, name in ((small, "ckpt-0"), (small, "config.json"),
+                                 (MODEL, "tokenizer.model")):
+                os.symlink(os.path.realpath(os.path.join(folder, name)), os.path.join(mixed, name))
+            model = ["--model", mixed]
+            for ranks in (1, 3):
+                self.assert_refused(65, "another model's", "generate", *model, "--prompt", "x",
+                                    ranks=ranks)
+            self.assert_refused(65, "another model's", "serve", *model, "--listen", "127.0.0.1:0")
+
 
 class ScoreTest(unittest.TestCase):
     def test_scores_what_generate_drew(self):

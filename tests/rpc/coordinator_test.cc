@@ -512,6 +512,29 @@ TEST(CoordinatorTest, WrongFieldsAreNamed) {
   EXPECT_TRUE(Generate(*stub, Request(1, 1)).ok());
 }
 
+// gRPC itself would say UNIMPLEMENTED and nothing else, as if the server had no such method.
+TEST(CoordinatorTest, ARequestThatCannotBeParsedIsRefusedWithTheReason) {
+  CoordinatorProcess coordinator;
+  const auto ranks = coordinator.StartEpoch(1);
+  google::protobuf::BytesValue request;
+  request.set_value("\xff");  // field 1: the model's name
+  const auto call = [&](const char* name) {
+    const grpc::internal::RpcMethod method(name, grpc::internal::RpcMethod::NORMAL_RPC);
+    grpc::ClientContext context;
+    v1::GenerateResponse response;
+    return grpc::internal::BlockingUnaryCall<google::protobuf::BytesValue, v1::GenerateResponse>(
+        ChannelTo(coordinator).get(), method, &context, request, &response);
+  };
+  for (const char* const name :
+       {"/jubal.v1.GenerationService/Generate", "/jubal.v1.GenerationService/Tokenize"}) {
+    const grpc::Status status = call(name);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << name;
+    EXPECT_NE(status.error_message().find("UTF-8"), std::string::npos) << status.error_message();
+  }
+  EXPECT_EQ(call("/jubal.v1.GenerationService/Another").error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+}
+
 // If this fails, a server for token ids alone turns clients away without telling them what to do.
 TEST(CoordinatorTest, WithoutATokenizerTextIsRefusedAndIdsAreServed) {
   CoordinatorProcess coordinator(

@@ -234,6 +234,7 @@ TEST(TokenizerFileTest, RefusesModelsThatMakeNoSense) {
       {[](TinyModel& m) { m.AddBytes().proto.mutable_pieces()->RemoveLast(); }, "255"},
       {[](TinyModel& m) { m.proto.mutable_trainer_spec()->set_unk_surface("\xFF"); }, "UTF-8"},
       {[](TinyModel& m) { m.proto.mutable_trainer_spec()->clear_model_type(); }, "UNIGRAM"},
+      {[](TinyModel& m) { m.proto.clear_trainer_spec(); }, "cut off"},
       {[](TinyModel& m) { m.proto.mutable_trainer_spec()->set_treat_whitespace_as_suffix(true); },
        "treat_whitespace_as_suffix"},
       {[](TinyModel& m) {
