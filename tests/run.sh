@@ -11,11 +11,12 @@ esac
 
 launch/install_dependencies.sh
 
-# The client that was not written here. Debian's protobuf for Python is too old for it.
+# What the Python tests need: a client that was not written here (Debian's protobuf is too old for
+# it), and numpy for the reference.
 python=$PWD/build/python/bin/python
-if ! "$python" -c 'import grpc_reflection' 2>/dev/null; then
+if ! "$python" -c 'import grpc_reflection, numpy' 2>/dev/null; then
   python3 -m venv build/python
-  "$python" -m pip install --quiet grpcio grpcio-reflection
+  "$python" -m pip install --quiet grpcio grpcio-reflection numpy
 fi
 
 cmake --preset release -DPython3_EXECUTABLE="$python"
