@@ -71,7 +71,7 @@ TEST(ValidateTest, NamesFieldValueAndBound) {
   const std::vector<Fault> faults = {
       {[](auto& r) { r.prompt.clear(); }, kInvalid, "prompt", {"empty"}},
       {[](auto& r) { r.prompt[1] = 100; }, kInvalid, "prompt", {"prompt[1]", "100", "99"}},
-      {[](auto& r) { r.prompt[2] = -1; }, kInvalid, "prompt", {"prompt[2]", "-1", "99"}},
+      {[](auto& r) { r.prompt[2] = -1; }, kInvalid, "prompt", {"prompt[2]", "4294967295", "99"}},
       {[](auto& r) { r.max_tokens = -3; }, kInvalid, "max_tokens", {"-3", "0"}},
       {[](auto& r) { r.max_tokens = 0; }, kInvalid, "max_tokens", {"0", "prompt_logprobs"}},
       {[](auto& r) { r.max_tokens = 14; }, kTooLarge, "max_tokens", {"14", "16", "13"}},
@@ -117,7 +117,10 @@ TEST(ValidateTest, NamesFieldValueAndBound) {
        "repetition_penalty",
        {"nan"}},
       {[](auto& r) { r.stop_ids[1] = 100; }, kInvalid, "stop_ids", {"stop_ids[1]", "100", "99"}},
-      {[](auto& r) { r.stop_ids[0] = -7; }, kInvalid, "stop_ids", {"stop_ids[0]", "-7", "99"}},
+      {[](auto& r) { r.stop_ids[0] = -7; },
+       kInvalid,
+       "stop_ids",
+       {"stop_ids[0]", "4294967289", "99"}},
   };
   for (std::size_t i = 0; i < faults.size(); ++i) {
     GenerationRequest request = Sound();
