@@ -10,6 +10,7 @@
 #include "kernels/check.h"
 #include "kernels/error.h"
 #include "runtime/models/family.h"
+#include "runtime/models/llama_names.h"
 
 namespace jubal {
 namespace {
@@ -143,72 +144,36 @@ std::string KeyfanName(const ModelDescription&, const WeightSpec& spec, std::int
   CheckFailed(__FILE__, __LINE__, "unknown role");
 }
 
-/// The names that differ between the two conversions which follow Llama's layout.
-struct LlamaLikeNames {
-  std::string_view attention, router, expert, gate, up, down;
-  std::string_view pre_attention, post_attention, pre_moe, post_moe, norm_suffix;
-};
-
-std::string LlamaLikeName(const LlamaLikeNames& names, const WeightSpec& spec,
-                          std::int64_t expert) {
-  using enum WeightRole;
-  const std::string layer = fmt::format("model.layers.{}.", spec.layer);
-  const auto attention = [&](std::string_view matrix) {
-    return fmt::format("{}{}.{}_proj.weight", layer, names.attention, matrix);
-  };
-  const auto moe = [&](std::string_view matrix) {
-    return fmt::format("{}{}.{}.{}.weight", layer, names.expert, expert, matrix);
-  };
-  const auto norm = [&](std::string_view name) {
-    return fmt::format("{}{}.{}", layer, name, names.norm_suffix);
-  };
-  switch (spec.role) {
-    case kEmbedding:
-      return "model.embed_tokens.weight";
-    case kOutput:
-      return "lm_head.weight";
-    case kFinalNorm:
-      return fmt::format("model.norm.{}", names.norm_suffix);
-    case kQuery:
-      return attention("q");
-    case kKey:
-      return attention("k");
-    case kValue:
-      return attention("v");
-    case kAttentionOut:
-      return attention("o");
-    case kRouter:
-      return fmt::format("{}{}.weight", layer, names.router);
-    case kExpertGate:
-      return moe(names.gate);
-    case kExpertUp:
-      return moe(names.up);
-    case kExpertDown:
-      return moe(names.down);
-    case kAttentionNorm:
-      return norm(names.pre_attention);
-    case kAttentionOutNorm:
-      return norm(names.post_attention);
-    case kMoeNorm:
-      return norm(names.pre_moe);
-    case kMoeOutNorm:
-      return norm(names.post_moe);
-  }
-  CheckFailed(__FILE__, __LINE__, "unknown role");
-}
+constexpr LlamaNames kHpcai{.attention = "attn",
+                            .router = "moe_block.gate",
+                            .experts = "moe_block.experts",
+                            .gate = "linear",
+                            .up = "linear_v",
+                            .down = "linear_1",
+                            .attention_norm = "pre_attn_norm",
+                            .attention_out_norm = "post_attn_norm",
+                            .moe_norm = "pre_moe_norm",
+                            .moe_out_norm = "post_moe_norm",
+                            .norm_suffix = "scale"};
 
 std::string HpcaiName(const ModelDescription&, const WeightSpec& spec, std::int64_t expert) {
-  return LlamaLikeName(
-      {"attn", "moe_block.gate", "moe_block.experts", "linear", "linear_v", "linear_1",
-       "pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm", "scale"},
-      spec, expert);
+  return LlamaName(kHpcai, spec, expert);
 }
 
+constexpr LlamaNames kLmzheng{.attention = "self_attn",
+                              .router = "block_sparse_moe.gate",
+                              .experts = "block_sparse_moe.experts",
+                              .gate = "w1",
+                              .up = "w3",
+                              .down = "w2",
+                              .attention_norm = "pre_attn_norm",
+                              .attention_out_norm = "post_attn_norm",
+                              .moe_norm = "pre_moe_norm",
+                              .moe_out_norm = "post_moe_norm",
+                              .norm_suffix = "weight"};
+
 std::string LmzhengName(const ModelDescription&, const WeightSpec& spec, std::int64_t expert) {
-  return LlamaLikeName(
-      {"self_attn", "block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2",
-       "pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm", "weight"},
-      spec, expert);
+  return LlamaName(kLmzheng, spec, expert);
 }
 
 constexpr std::array<Naming, 4> kNamings{

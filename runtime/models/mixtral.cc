@@ -6,9 +6,9 @@
 
 #include <fmt/format.h>
 
-#include "kernels/check.h"
 #include "kernels/error.h"
 #include "runtime/models/family.h"
+#include "runtime/models/llama_names.h"
 
 namespace jubal {
 namespace {
@@ -47,44 +47,20 @@ ModelDescription Describe(const Config& config) {
 
 WeightFormat PublishedFormat(const WeightSpec&) { return {WeightType::kBf16, 0}; }
 
+constexpr LlamaNames kNames{.attention = "self_attn",
+                            .router = "block_sparse_moe.gate",
+                            .experts = "block_sparse_moe.experts",
+                            .gate = "w1",
+                            .up = "w3",
+                            .down = "w2",
+                            .attention_norm = "input_layernorm",
+                            .attention_out_norm = {},  // Mixtral norms only what goes in
+                            .moe_norm = "post_attention_layernorm",
+                            .moe_out_norm = {},
+                            .norm_suffix = "weight"};
+
 std::string Name(const ModelDescription&, const WeightSpec& spec, std::int64_t expert) {
-  using enum WeightRole;
-  const std::string layer = fmt::format("model.layers.{}.", spec.layer);
-  const auto moe = [&](std::string_view matrix) {
-    return fmt::format("{}block_sparse_moe.experts.{}.{}.weight", layer, expert, matrix);
-  };
-  switch (spec.role) {
-    case kEmbedding:
-      return "model.embed_tokens.weight";
-    case kOutput:
-      return "lm_head.weight";
-    case kFinalNorm:
-      return "model.norm.weight";
-    case kQuery:
-      return layer + "self_attn.q_proj.weight";
-    case kKey:
-      return layer + "self_attn.k_proj.weight";
-    case kValue:
-      return layer + "self_attn.v_proj.weight";
-    case kAttentionOut:
-      return layer + "self_attn.o_proj.weight";
-    case kRouter:
-      return layer + "block_sparse_moe.gate.weight";
-    case kExpertGate:
-      return moe("w1");
-    case kExpertUp:
-      return moe("w3");
-    case kExpertDown:
-      return moe("w2");
-    case kAttentionNorm:
-      return layer + "input_layernorm.weight";
-    case kMoeNorm:
-      return layer + "post_attention_layernorm.weight";
-    case kAttentionOutNorm:
-    case kMoeOutNorm:
-      break;  // Mixtral norms only what goes in
-  }
-  CheckFailed(__FILE__, __LINE__, "Mixtral has no " + spec.Name());
+  return LlamaName(kNames, spec, expert);
 }
 
 constexpr std::array<Naming, 1> kNamings{
