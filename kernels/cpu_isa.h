@@ -12,6 +12,8 @@ enum class CpuIsa : std::uint8_t {
   kAvx2,  // with FMA and F16C
 };
 
+inline constexpr CpuIsa kAllCpuIsas[] = {CpuIsa::kPortable, CpuIsa::kAvx2};
+
 std::string_view NameOf(CpuIsa isa);
 
 /// The highest tier that this CPU and its operating system support.

@@ -10,7 +10,7 @@ namespace jubal {
 /// over the ranks that divide the vocabulary is the embedding, exactly.
 ///
 /// The table is packed as the output matrix is, transposed: K = hidden, N = vocabulary, split
-/// kByOutput, f32 or bf16, so that a tied model holds it once.
+/// kByOutput, f32, bf16 or int8, so that a tied model holds it once.
 struct Embed {
   TensorView out;             // [tokens, hidden] f32
   ConstTensorView token_ids;  // [tokens] i32, 0 ≤ id < vocabulary

@@ -1,7 +1,7 @@
 #ifndef JUBAL_KERNELS_GATED_ACTIVATION_H_
 #define JUBAL_KERNELS_GATED_ACTIVATION_H_
 
-#include "kernels/tensor.h"
+#include <cstdint>
 
 namespace jubal {
 
@@ -9,17 +9,9 @@ namespace jubal {
 /// silu(x) = x / (1 + e^−x) (Mixtral).
 enum class Activation : std::uint8_t { kGeluTanh, kSilu };
 
-/// out = activation(gate) ⊙ up, for the first rows[0] rows.
-struct GatedActivation {
-  TensorView out;        // [max rows, n] f32; may be gate or up
-  ConstTensorView gate;  // [max rows, n] f32
-  ConstTensorView up;    // [max rows, n] f32
-  ConstTensorView rows;  // [1] i32
-  Activation activation = Activation::kGeluTanh;
-};
-
-void Check(const GatedActivation& op);
-void RunOnCpu(const GatedActivation& op);
+/// out[i] = activation(gate[i]) · up[i]. `out` may be gate or up.
+void ApplyGatedActivation(Activation activation, const float* gate, const float* up,
+                          std::int64_t count, float* out);
 
 }  // namespace jubal
 

@@ -1,16 +1,18 @@
 #ifndef JUBAL_KERNELS_MATMUL_H_
 #define JUBAL_KERNELS_MATMUL_H_
 
+#include <span>
+
 #include "kernels/packed_matrix.h"
 #include "kernels/tensor.h"
 
 namespace jubal {
 
-// Products with one weight matrix. What the sums mean, exactly, so that every form and every
+// Products with weight matrices. What the sums mean, exactly, so that every form and every
 // instruction set agrees (`k` counts the rows of the matrix):
 //
 //   f32, bf16   per column one fp32 accumulator, fused multiply-add in ascending k within a chunk.
-//   int8        the activation row (kByOutput) or its part in one chunk (kByInput) is quantised to
+//   int8, int4  the activation row (kByOutput) or its part in one chunk (kByInput) is quantised to
 //               15 bits: s = max|x| / 16383, a = rint(x / s) to even; s = 0 when the row is 0.
 //               Integer dot products are exact and flushed to fp32 at every 512 k of a group and at
 //               its end; flushes add up in order; total = Σ_groups flushes · scale[group], in
@@ -27,29 +29,19 @@ struct Matmul {
   TensorView workspace;  // [≥ MatmulWorkspaceBytes(layout, tokens)] u8, 64-byte aligned
 };
 
+/// Most products of one Matmuls.
+inline constexpr std::size_t kMostMatmuls = 4;
+
+/// Several such products of one x, with matrices of one type and K, as one list of work.
+struct Matmuls {
+  std::span<const Matmul> products;  // the same x and workspace in each
+};
+
 /// Partial products of the chunks held, added up to maximal subtrees of the tree over the 8 chunks.
 /// W is split kByInput.
 struct MatmulPartials {
   TensorView out;     // [MaximalSubtrees(layout.chunks).size(), tokens, N] f32
   ConstTensorView x;  // [tokens, layout.InputRows().size()] f32, any row stride
-  PackedMatrix weight;
-  TensorView workspace;
-};
-
-/// The same for rows grouped by expert: rows [offsets[e], offsets[e + 1]) of x meet the matrix of
-/// local expert e. Rows at and beyond the last offset are left alone.
-struct GroupedMatmul {
-  TensorView out;           // [rows, layout.columns.size()] f32
-  ConstTensorView x;        // [rows, K] f32
-  ConstTensorView offsets;  // [local experts + 1] i32, ascending from 0, on the device
-  PackedMatrix weight;
-  TensorView workspace;
-};
-
-struct GroupedMatmulPartials {
-  TensorView out;           // [MaximalSubtrees(layout.chunks).size(), rows, N] f32
-  ConstTensorView x;        // [rows, layout.InputRows().size()] f32
-  ConstTensorView offsets;  // [local experts + 1] i32
   PackedMatrix weight;
   TensorView workspace;
 };
@@ -61,17 +53,16 @@ void Check(const Matmul& op);
 void RunOnCpu(const Matmul& op);
 void RunReference(const Matmul& op);
 
+void Check(const Matmuls& op);
+void RunOnCpu(const Matmuls& op);
+void RunReference(const Matmuls& op);
+
 void Check(const MatmulPartials& op);
 void RunOnCpu(const MatmulPartials& op);
 void RunReference(const MatmulPartials& op);
 
-void Check(const GroupedMatmul& op);
-void RunOnCpu(const GroupedMatmul& op);
-void RunReference(const GroupedMatmul& op);
-
-void Check(const GroupedMatmulPartials& op);
-void RunOnCpu(const GroupedMatmulPartials& op);
-void RunReference(const GroupedMatmulPartials& op);
+/// The contract on one weight matrix, whatever the operation.
+void CheckWeight(const PackedMatrix& weight, Split split);
 
 }  // namespace jubal
 

@@ -52,27 +52,33 @@ __m256i QuantiseEight(__m256 x, __m256 scale) {
   return _mm256_cvtps_epi32(clamped);  // to nearest, ties to even
 }
 
+/// Eight integers as two steps, each in the order k = 0 2 1 3: the even ones meet the even bytes of
+/// the weights' words, the odd ones the odd bytes.
 __m128i Narrow(__m256i a) {
-  return _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+  return _mm_shuffle_epi8(
+      _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)), order);
 }
 
-std::int32_t Quantise(const float* x, std::int64_t count, float scale, std::int16_t* a) {
+std::int32_t Quantise(const float* x, std::int64_t count, float scale, std::byte* a) {
   const __m256 scales = _mm256_set1_ps(scale);
   __m256i sums = _mm256_setzero_si256();
   std::int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
     const __m256i values = QuantiseEight(_mm256_loadu_ps(x + i), scales);
     sums = _mm256_add_epi32(sums, values);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(a + i), Narrow(values));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(a + i * 2), Narrow(values));
   }
   if (i < count) {
     alignas(32) float tail[8] = {};
-    alignas(16) std::int16_t narrow[8];
     for (std::int64_t j = 0; i + j < count; ++j) tail[j] = x[i + j];
     const __m256i values = QuantiseEight(_mm256_load_ps(tail), scales);
     sums = _mm256_add_epi32(sums, values);
-    _mm_store_si128(reinterpret_cast<__m128i*>(narrow), Narrow(values));
-    for (std::int64_t j = 0; i + j < count; ++j) a[i + j] = narrow[j];
+    if (i + 4 < count) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(a + i * 2), Narrow(values));
+    } else {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(a + i * 2), Narrow(values));
+    }
   }
   alignas(32) std::int32_t lanes[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums);
@@ -81,192 +87,286 @@ std::int32_t Quantise(const float* x, std::int64_t count, float scale, std::int1
   return sum;
 }
 
-// The int8 tiles. A vector holds 4 columns × 4 k of weights, widened to 16 bits; vpmaddwd leaves
-// two sums per column, which are added at the panel's end. Accumulators are named variables,
-// because g++ 12 keeps arrays of them on the stack.
+// The integer tiles. A vector is 8 columns of a step: its 16-bit lanes hold k = 0, 1 and k = 2, 3
+// of a column. Masked, they are the weights of even k, shifted, those of odd k; vpmaddwd with a
+// broadcast pair of activations adds two products, so that a 32-bit lane of the sums is a column.
+// Two vectors of 8 columns go together. Accumulators are named variables, because g++ 12 keeps
+// arrays of them on the stack.
 
-__m256i Widen(const std::uint8_t* weights) {
-  return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights)));
+/// Weights of even or odd k of 16 columns.
+struct Sixteen {
+  __m256i low;
+  __m256i high;
+};
+
+[[gnu::always_inline]] inline __m256i Load(const std::uint8_t* data) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data));
 }
 
-__m256i Broadcast(const std::int16_t* x) {
-  return _mm256_castpd_si256(_mm256_broadcast_sd(reinterpret_cast<const double*>(x)));
-}
+/// int8: two steps of 4 k, kStepBytes apart.
+struct Int8Weights {
+  static constexpr std::int64_t kPairBytes = 2 * kStepBytes;
 
-/// sum + weights · x. Assembly, because from intrinsics g++ 12 makes all products of a loop first
-/// and then has no registers left for the sums.
-__m256i MultiplyAdd(__m256i sum, __m256i weights, __m256i x) {
-  __m256i products;
-  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
-      : "+x"(sum), "=&x"(products)
-      : "x"(weights), "x"(x));
-  return sum;
-}
-
-/// Adds the flush of eight columns: `low` has the pairs of the first four.
-void Flush(__m256i low, __m256i high, std::int32_t correction, float* sums) {
-  // hadd leaves columns 0 1 4 5 | 2 3 6 7.
-  const __m256i dots = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xd8);
-  const __m256 flush = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, _mm256_set1_epi32(correction)));
-  _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_loadu_ps(sums), flush));
-}
-
-/// Calls multiply(weights, x) for the panel's steps, two at a time: one by one costs a fifth of the
-/// speed. Fetches kLines lines for every two steps.
-template <int kLines, class Multiply>
-[[gnu::always_inline]] inline void ForEachStep(const Int8Panel& panel, std::int64_t row,
-                                               std::int64_t column, Prefetcher prefetch,
-                                               const Multiply& multiply) {
-  const std::uint8_t* w = panel.weights + column * 4;
-  const std::int16_t* x = panel.x + row * panel.x_stride;
-  for (std::int64_t pair = panel.steps / 2; pair > 0; --pair) {
-    for (int line = 0; line < kLines; ++line) prefetch.Fetch();
-    multiply(w, x);
-    multiply(w + kStepBytes, x + 4);
-    w += 2 * kStepBytes;
-    x += 8;
+  template <int kQuarter>  // k = 0 2, 1 3 of the first step, 0 2, 1 3 of the second
+  [[gnu::always_inline]] static inline __m256i Get(const std::uint8_t* w) {
+    const __m256i both = Load(w + kQuarter / 2 * kStepBytes);
+    return kQuarter % 2 == 0 ? _mm256_and_si256(both, _mm256_set1_epi16(0xff))
+                             : _mm256_srli_epi16(both, 8);
   }
-  if (panel.steps % 2 == 1) multiply(w, x);
+};
+
+/// int4: the two steps are the low and the high halves of the same bytes.
+struct Int4Weights {
+  static constexpr std::int64_t kPairBytes = kStepBytes;
+
+  template <int kQuarter>
+  [[gnu::always_inline]] static inline __m256i Get(const std::uint8_t* w) {
+    constexpr int kShift = kQuarter == 0 ? 0 : kQuarter == 1 ? 8 : kQuarter == 2 ? 4 : 12;
+    const __m256i shifted = _mm256_srli_epi16(Load(w), kShift);
+    return kQuarter == 3 ? shifted : _mm256_and_si256(shifted, _mm256_set1_epi16(0xf));
+  }
+};
+
+/// Two consecutive activations, for all columns.
+[[gnu::always_inline]] inline __m256i Broadcast(const std::byte* x) {
+  return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(x)));
 }
 
-/// 1 row × 32 columns.
-void Int8Row1(const Int8Panel& panel, std::int64_t row, std::int64_t column, Prefetcher prefetch) {
+/// low += w.low · x, high += w.high · x. Assembly, because from intrinsics g++ 12 makes all
+/// products of a loop first and then has no registers left for the sums; two products before two
+/// sums, since the other order is slower on Zen 3.
+[[gnu::always_inline]] inline void MultiplyAdd(__m256i& low, __m256i& high, Sixteen w, __m256i x) {
+  __m256i first;
+  __m256i second;
+  asm("vpmaddwd %4, %6, %2\n\tvpmaddwd %5, %6, %3\n\tvpaddd %2, %0, %0\n\tvpaddd %3, %1, %1"
+      : "+x"(low), "+x"(high), "=&x"(first), "=&x"(second)
+      : "x"(w.low), "x"(w.high), "x"(x));
+}
+
+/// Adds the flush of a group's dot products to sums: times the group's scale, if there are scales.
+struct Flush {
+  std::int32_t correction;
+  const float* scales;  // of the columns; null for int8
+
+  [[gnu::always_inline]] inline void Eight(__m256i dots, float* sums, std::int64_t column) const {
+    __m256 flush = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, _mm256_set1_epi32(correction)));
+    if (scales != nullptr) flush = _mm256_mul_ps(flush, _mm256_loadu_ps(scales + column));
+    _mm256_storeu_ps(sums + column, _mm256_add_ps(_mm256_loadu_ps(sums + column), flush));
+  }
+  [[gnu::always_inline]] inline void Sixteen(__m256i low, __m256i high, float* sums,
+                                             std::int64_t column) const {
+    Eight(low, sums, column);
+    Eight(high, sums, column + 8);
+  }
+};
+
+/// One group of a panel, and where its tile is.
+struct Tile {
+  const std::uint8_t* weights;  // of the tile's first column
+  std::int64_t steps;
+  const std::byte* x;  // of the tile's first row
+  std::int64_t x_stride;
+  Prefetcher prefetch;
+};
+
+/// Calls multiply(q, w, x) for the quarters q of the group's pairs of steps: the weights of quarter
+/// q are Weights::Get<q>(w), its activations are at x. Fetches kLines lines for every two steps.
+template <class Weights, int kLines, class Multiply>
+[[gnu::always_inline]] inline void ForEachQuarter(Tile& tile, const Multiply& multiply) {
+  const std::uint8_t* w = tile.weights;
+  const std::byte* x = tile.x;
+  for (std::int64_t pair = tile.steps / 2; pair > 0; --pair) {
+    for (int line = 0; line < kLines; ++line) tile.prefetch.Fetch();
+    multiply.template operator()<0>(w, x);
+    multiply.template operator()<1>(w, x + 4);
+    multiply.template operator()<2>(w, x + 8);
+    multiply.template operator()<3>(w, x + 12);
+    w += Weights::kPairBytes;
+    x += 2 * kActivationStepBytes;
+  }
+  if (tile.steps % 2 == 1) {
+    multiply.template operator()<0>(w, x);
+    multiply.template operator()<1>(w, x + 4);
+  }
+}
+
+template <class Weights, int kQuarter>
+[[gnu::always_inline]] inline Sixteen GetSixteen(const std::uint8_t* w) {
+  return {Weights::template Get<kQuarter>(w), Weights::template Get<kQuarter>(w + 32)};
+}
+
+/// 1 row × 64 columns.
+template <class Weights>
+void Rows1(Tile& tile, const Flush* flush, float* sums) {
   __m256i a0 = _mm256_setzero_si256(), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0,
           a7 = a0;
-  const auto multiply = [&](const std::uint8_t* w, const std::int16_t* x)
+  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w, const std::byte* x)
       __attribute__((always_inline)) {
     const __m256i xa = Broadcast(x);
-    a0 = MultiplyAdd(a0, Widen(w), xa);
-    a1 = MultiplyAdd(a1, Widen(w + 16), xa);
-    a2 = MultiplyAdd(a2, Widen(w + 32), xa);
-    a3 = MultiplyAdd(a3, Widen(w + 48), xa);
-    a4 = MultiplyAdd(a4, Widen(w + 64), xa);
-    a5 = MultiplyAdd(a5, Widen(w + 80), xa);
-    a6 = MultiplyAdd(a6, Widen(w + 96), xa);
-    a7 = MultiplyAdd(a7, Widen(w + 112), xa);
+    MultiplyAdd(a0, a1, GetSixteen<Weights, kQuarter>(w), xa);
+    MultiplyAdd(a2, a3, GetSixteen<Weights, kQuarter>(w + 64), xa);
+    MultiplyAdd(a4, a5, GetSixteen<Weights, kQuarter>(w + 128), xa);
+    MultiplyAdd(a6, a7, GetSixteen<Weights, kQuarter>(w + 192), xa);
   };
-  ForEachStep<4>(panel, row, column, prefetch, multiply);
-  const std::int32_t correction = panel.corrections[row * panel.corrections_stride];
-  float* sums = panel.sums + row * kColumns + column;
-  Flush(a0, a1, correction, sums);
-  Flush(a2, a3, correction, sums + 8);
-  Flush(a4, a5, correction, sums + 16);
-  Flush(a6, a7, correction, sums + 24);
+  ForEachQuarter<Weights, Weights::kPairBytes / 64>(tile, multiply);
+  flush[0].Sixteen(a0, a1, sums, 0);
+  flush[0].Sixteen(a2, a3, sums, 16);
+  flush[0].Sixteen(a4, a5, sums, 32);
+  flush[0].Sixteen(a6, a7, sums, 48);
 }
 
-/// 2 rows × 16 columns.
-void Int8Rows2(const Int8Panel& panel, std::int64_t row, std::int64_t column, Prefetcher prefetch) {
-  const std::int64_t stride = panel.x_stride;
+/// 2 rows × 32 columns.
+template <class Weights>
+void Rows2(Tile& tile, const Flush* flush, float* sums) {
+  const std::int64_t stride = tile.x_stride;
   __m256i a0 = _mm256_setzero_si256(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0,
           b3 = a0;
-  const auto multiply = [&](const std::uint8_t* w, const std::int16_t* x)
+  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w, const std::byte* x)
       __attribute__((always_inline)) {
     const __m256i xa = Broadcast(x);
     const __m256i xb = Broadcast(x + stride);
-    const __m256i w0 = Widen(w);
-    a0 = MultiplyAdd(a0, w0, xa);
-    b0 = MultiplyAdd(b0, w0, xb);
-    const __m256i w1 = Widen(w + 16);
-    a1 = MultiplyAdd(a1, w1, xa);
-    b1 = MultiplyAdd(b1, w1, xb);
-    const __m256i w2 = Widen(w + 32);
-    a2 = MultiplyAdd(a2, w2, xa);
-    b2 = MultiplyAdd(b2, w2, xb);
-    const __m256i w3 = Widen(w + 48);
-    a3 = MultiplyAdd(a3, w3, xa);
-    b3 = MultiplyAdd(b3, w3, xb);
+    const Sixteen first = GetSixteen<Weights, kQuarter>(w);
+    MultiplyAdd(a0, a1, first, xa);
+    MultiplyAdd(b0, b1, first, xb);
+    const Sixteen second = GetSixteen<Weights, kQuarter>(w + 64);
+    MultiplyAdd(a2, a3, second, xa);
+    MultiplyAdd(b2, b3, second, xb);
   };
-  ForEachStep<2>(panel, row, column, prefetch, multiply);
-  const std::int32_t* corrections = panel.corrections + row * panel.corrections_stride;
-  float* sums = panel.sums + row * kColumns + column;
-  Flush(a0, a1, corrections[0], sums);
-  Flush(a2, a3, corrections[0], sums + 8);
-  Flush(b0, b1, corrections[panel.corrections_stride], sums + kColumns);
-  Flush(b2, b3, corrections[panel.corrections_stride], sums + kColumns + 8);
+  ForEachQuarter<Weights, Weights::kPairBytes / 128>(tile, multiply);
+  flush[0].Sixteen(a0, a1, sums, 0);
+  flush[0].Sixteen(a2, a3, sums, 16);
+  flush[1].Sixteen(b0, b1, sums + kColumns, 0);
+  flush[1].Sixteen(b2, b3, sums + kColumns, 16);
 }
 
-/// 3 rows × 8 columns.
-void Int8Rows3(const Int8Panel& panel, std::int64_t row, std::int64_t column, Prefetcher prefetch) {
-  const std::int64_t stride = panel.x_stride;
+/// 3 rows × 16 columns.
+template <class Weights>
+void Rows3(Tile& tile, const Flush* flush, float* sums) {
+  const std::int64_t stride = tile.x_stride;
   __m256i a0 = _mm256_setzero_si256(), a1 = a0, b0 = a0, b1 = a0, c0 = a0, c1 = a0;
-  const auto multiply = [&](const std::uint8_t* w, const std::int16_t* x)
+  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w, const std::byte* x)
       __attribute__((always_inline)) {
-    const __m256i w0 = Widen(w);
-    const __m256i w1 = Widen(w + 16);
-    const __m256i xa = Broadcast(x);
-    a0 = MultiplyAdd(a0, w0, xa);
-    a1 = MultiplyAdd(a1, w1, xa);
-    const __m256i xb = Broadcast(x + stride);
-    b0 = MultiplyAdd(b0, w0, xb);
-    b1 = MultiplyAdd(b1, w1, xb);
-    const __m256i xc = Broadcast(x + 2 * stride);
-    c0 = MultiplyAdd(c0, w0, xc);
-    c1 = MultiplyAdd(c1, w1, xc);
+    const Sixteen weights = GetSixteen<Weights, kQuarter>(w);
+    MultiplyAdd(a0, a1, weights, Broadcast(x));
+    MultiplyAdd(b0, b1, weights, Broadcast(x + stride));
+    MultiplyAdd(c0, c1, weights, Broadcast(x + 2 * stride));
   };
-  ForEachStep<1>(panel, row, column, prefetch, multiply);
-  const std::int32_t* corrections = panel.corrections + row * panel.corrections_stride;
-  float* sums = panel.sums + row * kColumns + column;
-  Flush(a0, a1, corrections[0], sums);
-  Flush(b0, b1, corrections[panel.corrections_stride], sums + kColumns);
-  Flush(c0, c1, corrections[2 * panel.corrections_stride], sums + 2 * kColumns);
+  ForEachQuarter<Weights, Weights::kPairBytes / 256>(tile, multiply);
+  flush[0].Sixteen(a0, a1, sums, 0);
+  flush[1].Sixteen(b0, b1, sums + kColumns, 0);
+  flush[2].Sixteen(c0, c1, sums + 2 * kColumns, 0);
 }
 
-/// 4 rows × 8 columns.
-void Int8Rows4(const Int8Panel& panel, std::int64_t row, std::int64_t column, Prefetcher prefetch) {
-  const std::int64_t stride = panel.x_stride;
+/// 4 rows × 16 columns.
+template <class Weights>
+void Rows4(Tile& tile, const Flush* flush, float* sums) {
+  const std::int64_t stride = tile.x_stride;
   __m256i a0 = _mm256_setzero_si256(), a1 = a0, b0 = a0, b1 = a0, c0 = a0, c1 = a0, d0 = a0,
           d1 = a0;
-  const auto multiply = [&](const std::uint8_t* w, const std::int16_t* x)
+  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w, const std::byte* x)
       __attribute__((always_inline)) {
-    const __m256i w0 = Widen(w);
-    const __m256i w1 = Widen(w + 16);
-    const __m256i xa = Broadcast(x);
-    a0 = MultiplyAdd(a0, w0, xa);
-    a1 = MultiplyAdd(a1, w1, xa);
-    const __m256i xb = Broadcast(x + stride);
-    b0 = MultiplyAdd(b0, w0, xb);
-    b1 = MultiplyAdd(b1, w1, xb);
-    const __m256i xc = Broadcast(x + 2 * stride);
-    c0 = MultiplyAdd(c0, w0, xc);
-    c1 = MultiplyAdd(c1, w1, xc);
-    const __m256i xd = Broadcast(x + 3 * stride);
-    d0 = MultiplyAdd(d0, w0, xd);
-    d1 = MultiplyAdd(d1, w1, xd);
+    const Sixteen weights = GetSixteen<Weights, kQuarter>(w);
+    MultiplyAdd(a0, a1, weights, Broadcast(x));
+    MultiplyAdd(b0, b1, weights, Broadcast(x + stride));
+    MultiplyAdd(c0, c1, weights, Broadcast(x + 2 * stride));
+    MultiplyAdd(d0, d1, weights, Broadcast(x + 3 * stride));
   };
-  ForEachStep<1>(panel, row, column, prefetch, multiply);
-  const std::int32_t* corrections = panel.corrections + row * panel.corrections_stride;
-  float* sums = panel.sums + row * kColumns + column;
-  Flush(a0, a1, corrections[0], sums);
-  Flush(b0, b1, corrections[panel.corrections_stride], sums + kColumns);
-  Flush(c0, c1, corrections[2 * panel.corrections_stride], sums + 2 * kColumns);
-  Flush(d0, d1, corrections[3 * panel.corrections_stride], sums + 3 * kColumns);
+  ForEachQuarter<Weights, Weights::kPairBytes / 256>(tile, multiply);
+  flush[0].Sixteen(a0, a1, sums, 0);
+  flush[1].Sixteen(b0, b1, sums + kColumns, 0);
+  flush[2].Sixteen(c0, c1, sums + 2 * kColumns, 0);
+  flush[3].Sixteen(d0, d1, sums + 3 * kColumns, 0);
 }
 
-void Int8(const Int8Panel& panel) {
-  for (std::int64_t row = 0; row < panel.rows;) {
-    // Later rows find the next panel on its way already: they touch their own one again.
-    const std::uint8_t* next = row == 0 ? panel.next : panel.weights;
-    const std::int64_t rows = panel.rows - row < 4 ? panel.rows - row : 4;
-    const std::int64_t slice = rows == 1 ? 32 : rows == 2 ? 16 : 8;
-    for (std::int64_t column = 0; column < panel.columns; column += slice) {
-      const Prefetcher prefetch(next + column * 4 * panel.steps);
-      switch (rows) {
-        case 1:
-          Int8Row1(panel, row, column, prefetch);
-          break;
-        case 2:
-          Int8Rows2(panel, row, column, prefetch);
-          break;
-        case 3:
-          Int8Rows3(panel, row, column, prefetch);
-          break;
-        default:
-          Int8Rows4(panel, row, column, prefetch);
-      }
-    }
-    row += rows;
+/// Weights of 16 columns, widened once for many rows: [step][even k, odd k][16] int16.
+struct WideWeights {
+  static constexpr std::int64_t kPairBytes = 4 * 64;
+
+  template <int kQuarter>
+  [[gnu::always_inline]] static inline __m256i Get(const std::uint8_t* w) {
+    return Load(w + kQuarter * 64);
+  }
+};
+
+template <class Weights>
+void Widen(const std::uint8_t* w, std::int64_t steps, std::uint8_t* wide) {
+  const auto store = [&](int quarter, Sixteen sixteen) __attribute__((always_inline)) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(wide + quarter * 64), sixteen.low);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(wide + quarter * 64 + 32), sixteen.high);
+  };
+  for (std::int64_t step = 0; step < steps; step += 2) {
+    store(0, GetSixteen<Weights, 0>(w));
+    store(1, GetSixteen<Weights, 1>(w));
+    if (step + 1 == steps) return;
+    store(2, GetSixteen<Weights, 2>(w));
+    store(3, GetSixteen<Weights, 3>(w));
+    w += Weights::kPairBytes;
+    wide += WideWeights::kPairBytes;
   }
 }
+
+/// From here on widening pays: weights are masked and shifted once instead of for every four rows,
+/// and the tile reads neighbouring lines instead of every fourth.
+constexpr std::int64_t kWideRows = 8;
+
+template <class Weights>
+void Integers(const IntegerPanel& panel, std::int32_t offset) {
+  alignas(64) std::uint8_t wide[kPanelSteps * 128];
+  const std::int64_t group_bytes =
+      panel.group_steps / 2 * Weights::kPairBytes + panel.group_steps % 2 * kStepBytes;
+  const std::int64_t groups = panel.steps / panel.group_steps;
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const std::uint8_t* const weights = panel.weights + group * group_bytes;
+    const std::byte* const x = panel.x + group * panel.group_steps * kActivationStepBytes;
+    const float* const scales =
+        panel.scales == nullptr ? nullptr : panel.scales + group * panel.scales_stride;
+    const auto run = [&](std::int64_t row, std::int64_t rows, std::int64_t column, auto function,
+                         const std::uint8_t* tile_weights) __attribute__((always_inline)) {
+      Flush flush[4];
+      for (std::int64_t r = 0; r < rows; ++r) {
+        flush[r] = {offset * panel.sums_of_x[(row + r) * panel.sums_of_x_stride + group],
+                    scales == nullptr ? nullptr : scales + column};
+      }
+      // Later rows find the next panel on its way already: they touch their own one again.
+      const std::uint8_t* const next =
+          (row == 0 ? panel.next : panel.weights) + group * group_bytes + column * group_bytes / 64;
+      Tile tile{tile_weights, panel.group_steps, x + row * panel.x_stride, panel.x_stride,
+                Prefetcher(next)};
+      function(tile, flush, panel.sums + row * kColumns + column);
+    };
+    const std::int64_t wide_rows = panel.rows >= kWideRows ? panel.rows / 4 * 4 : 0;
+    for (std::int64_t column = 0; column < panel.columns && wide_rows > 0; column += 16) {
+      Widen<Weights>(weights + column * 4, panel.group_steps, wide);
+      for (std::int64_t row = 0; row < wide_rows; row += 4) {
+        run(row, 4, column, Rows4<WideWeights>, wide);
+      }
+    }
+    for (std::int64_t row = wide_rows; row < panel.rows;) {
+      const std::int64_t rows = panel.rows - row < 4 ? panel.rows - row : 4;
+      const std::int64_t slice = rows == 1 ? 64 : rows == 2 ? 32 : 16;
+      for (std::int64_t column = 0; column < panel.columns; column += slice) {
+        const std::uint8_t* const tile_weights = weights + column * 4;
+        switch (rows) {
+          case 1:
+            run(row, 1, column, Rows1<Weights>, tile_weights);
+            break;
+          case 2:
+            run(row, 2, column, Rows2<Weights>, tile_weights);
+            break;
+          case 3:
+            run(row, 3, column, Rows3<Weights>, tile_weights);
+            break;
+          default:
+            run(row, 4, column, Rows4<Weights>, tile_weights);
+        }
+      }
+      row += rows;
+    }
+  }
+}
+
+void Int8(const IntegerPanel& panel) { Integers<Int8Weights>(panel, kInt8Offset); }
+void Int4(const IntegerPanel& panel) { Integers<Int4Weights>(panel, kInt4Offset); }
 
 // The float tiles: kRows rows × kVectors · 8 columns, one accumulator each, k ascending.
 
@@ -404,12 +504,56 @@ void Bf16(const FloatPanel& panel) {
                 {Bf16Tile<1, 8>, Bf16Tile<2, 4>, Bf16Tile<3, 2>, Bf16Tile<4, 2>});
 }
 
+std::int64_t IntegerPeak(std::int64_t repetitions) {
+  __m256i a0 = _mm256_setzero_si256(), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0,
+          a7 = a0, a8 = a0, a9 = a0;
+  const Sixteen weights = {_mm256_set1_epi16(3), _mm256_set1_epi16(5)};
+  const __m256i x = _mm256_set1_epi16(7);
+  for (std::int64_t i = 0; i < repetitions; ++i) {
+    MultiplyAdd(a0, a1, weights, x);
+    MultiplyAdd(a2, a3, weights, x);
+    MultiplyAdd(a4, a5, weights, x);
+    MultiplyAdd(a6, a7, weights, x);
+    MultiplyAdd(a8, a9, weights, x);
+  }
+  asm volatile("" ::"x"(a0), "x"(a1), "x"(a2), "x"(a3), "x"(a4), "x"(a5), "x"(a6), "x"(a7));
+  asm volatile("" ::"x"(a8), "x"(a9));
+  return repetitions * 10 * 16 * 2;
+}
+
+std::int64_t FloatPeak(std::int64_t repetitions) {
+  __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0,
+         a8 = a0, a9 = a0;
+  const __m256 w = _mm256_set1_ps(0.5f);
+  const auto multiply_add = [&](__m256 & sum) __attribute__((always_inline)) {
+    asm("vfmadd231ps %1, %1, %0" : "+x"(sum) : "x"(w));
+  };
+  for (std::int64_t i = 0; i < repetitions; ++i) {
+    multiply_add(a0);
+    multiply_add(a1);
+    multiply_add(a2);
+    multiply_add(a3);
+    multiply_add(a4);
+    multiply_add(a5);
+    multiply_add(a6);
+    multiply_add(a7);
+    multiply_add(a8);
+    multiply_add(a9);
+  }
+  asm volatile("" ::"x"(a0), "x"(a1), "x"(a2), "x"(a3), "x"(a4), "x"(a5), "x"(a6), "x"(a7));
+  asm volatile("" ::"x"(a8), "x"(a9));
+  return repetitions * 10 * 8 * 2;
+}
+
 }  // namespace
 
 const MatmulTiles kAvx2MatmulTiles = {.largest_magnitude = LargestMagnitude,
                                       .quantise = Quantise,
                                       .int8 = Int8,
+                                      .int4 = Int4,
                                       .bf16 = Bf16,
-                                      .f32 = F32};
+                                      .f32 = F32,
+                                      .integer_peak = IntegerPeak,
+                                      .float_peak = FloatPeak};
 
 }  // namespace jubal

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/check.h"
+#include "kernels/gated_experts.h"
 #include "kernels/matmul.h"
 
 namespace jubal {
@@ -13,19 +14,19 @@ namespace {
 /// One column of one chunk, unpacked: what the sums run over.
 struct Column {
   std::vector<float> weights;  // [rows of the chunk]
-  std::vector<float> scales;   // [groups of the chunk], of int8
+  std::vector<float> scales;   // [groups of the chunk], of integers
 };
 
 /// `expert` is local, `chunk` and `column` are global.
 Column UnpackColumn(const PackedMatrix& matrix, std::int64_t expert, std::int64_t chunk,
                     std::int64_t column) {
   const MatrixLayout& layout = matrix.layout;
-  const std::byte* data = matrix.data + expert * layout.ExpertBytes();
-  const float* scales = matrix.scales + expert * layout.ExpertScales();
+  const MatrixLayout& strides = matrix.strides();
+  const std::byte* data = matrix.data + expert * strides.ExpertBytes();
+  const float* scales = matrix.scales + expert * strides.ExpertScales();
   for (std::int64_t before = layout.chunks.begin; before < chunk; ++before) {
-    data += layout.BlockBytes(before) * layout.blocks().size();
-    scales +=
-        layout.ChunkGroups(before) * (layout.type == WeightType::kInt8) * layout.stored_columns();
+    data += layout.BlockBytes(before) * strides.blocks().size();
+    scales += layout.ChunkGroups(before) * HasScales(layout.type) * strides.stored_columns();
   }
   const std::int64_t stored = column - layout.blocks().begin * kBlockColumns;
   data += stored / kBlockColumns * layout.BlockBytes(chunk);
@@ -54,11 +55,16 @@ Column UnpackColumn(const PackedMatrix& matrix, std::int64_t expert, std::int64_
         case WeightType::kInt8:
           unpacked.weights.push_back(static_cast<float>(std::to_integer<int>(step[place]) - 128));
           break;
+        case WeightType::kInt4: {
+          const int both = std::to_integer<int>(step[place % 4]);
+          unpacked.weights.push_back(static_cast<float>((place < 4 ? both & 15 : both >> 4) - 8));
+          break;
+        }
       }
     }
     data += (rows + rows_per_step - 1) / rows_per_step * kBlockColumns * 4;
-    if (layout.type == WeightType::kInt8) {
-      unpacked.scales.push_back(scales[group * layout.stored_columns() + stored]);
+    if (HasScales(layout.type)) {
+      unpacked.scales.push_back(scales[group * strides.stored_columns() + stored]);
     }
   }
   return unpacked;
@@ -99,8 +105,8 @@ QuantisedRow Quantise(const float* x, std::int64_t count) {
   return row;
 }
 
-float Int8Product(const MatrixLayout& layout, std::int64_t chunk, const Column& column,
-                  const QuantisedRow& x) {
+float IntegerProduct(const MatrixLayout& layout, std::int64_t chunk, const Column& column,
+                     const QuantisedRow& x) {
   float total = 0.0f;
   std::size_t k = 0;
   for (std::int64_t group = 0; group < layout.ChunkGroups(chunk); ++group) {
@@ -126,7 +132,7 @@ std::vector<float> ChunkProduct(const PackedMatrix& matrix, std::int64_t expert,
   const Range rows = layout.ChunkRows(chunk);
   const std::int64_t first = rows.begin - layout.InputRows().begin;
   std::vector<QuantisedRow> quantised;
-  if (layout.type == WeightType::kInt8) {
+  if (HasScales(layout.type)) {
     for (std::int64_t r = 0; r < x.size(0); ++r) {
       quantised.push_back(Quantise(x.row<float>(r) + first, rows.size()));
     }
@@ -136,8 +142,8 @@ std::vector<float> ChunkProduct(const PackedMatrix& matrix, std::int64_t expert,
     const Column column = UnpackColumn(matrix, expert, chunk, layout.columns.begin + c);
     for (std::int64_t r = 0; r < x.size(0); ++r) {
       y[static_cast<std::size_t>(r * layout.columns.size() + c)] =
-          layout.type == WeightType::kInt8
-              ? Int8Product(layout, chunk, column, quantised[static_cast<std::size_t>(r)])
+          HasScales(layout.type)
+              ? IntegerProduct(layout, chunk, column, quantised[static_cast<std::size_t>(r)])
               : FloatProduct(column, x.row<float>(r) + first);
     }
   }
@@ -183,19 +189,27 @@ void RunReference(const Matmul& op) { WholeProduct(op.weight, 0, op.x, op.multip
 
 void RunReference(const MatmulPartials& op) { PartialProducts(op.weight, 0, op.x, 0, op.out); }
 
-void RunReference(const GroupedMatmul& op) {
-  const std::int32_t* offsets = op.offsets.data<std::int32_t>();
-  for (std::int64_t e = 0; e < op.weight.layout.num_experts(); ++e) {
-    const std::int64_t rows = offsets[e + 1] - offsets[e];
-    WholeProduct(op.weight, e, op.x.Rows(offsets[e], rows), 1.0f, op.out.Rows(offsets[e], rows));
-  }
+void RunReference(const Matmuls& op) {
+  for (const Matmul& product : op.products) RunReference(product);
 }
 
-void RunReference(const GroupedMatmulPartials& op) {
+void RunReference(const GatedExperts& op) {
   const std::int32_t* offsets = op.offsets.data<std::int32_t>();
-  for (std::int64_t e = 0; e < op.weight.layout.num_experts(); ++e) {
-    PartialProducts(op.weight, e, op.x.Rows(offsets[e], offsets[e + 1] - offsets[e]), offsets[e],
-                    op.out);
+  for (std::int64_t e = 0; e < op.gate.layout.num_experts(); ++e) {
+    const std::int64_t first = offsets[e];
+    const std::int64_t rows = offsets[e + 1] - first;
+    const std::int64_t width = op.gate.layout.columns.size();
+    const ConstTensorView x = op.x.Rows(first, rows);
+    const TensorView hidden = op.hidden.Rows(first, rows);
+    std::vector<float> up(static_cast<std::size_t>(rows * width));
+    WholeProduct(op.gate, e, x, 1.0f, hidden);
+    WholeProduct(op.up, e, x, 1.0f,
+                 {reinterpret_cast<std::byte*>(up.data()), DType::kF32, {rows, width}});
+    for (std::int64_t r = 0; r < rows; ++r) {
+      float* gate = hidden.row<float>(r);
+      ApplyGatedActivation(op.activation, gate, up.data() + r * width, width, gate);
+    }
+    PartialProducts(op.down, e, hidden, first, op.out);
   }
 }
 

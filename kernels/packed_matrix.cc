@@ -95,7 +95,40 @@ void PackOutputMajor(const MatrixLayout& layout, const std::byte* source, const 
   }
 }
 
+void PackInt4(const MatrixLayout& layout, const UnpackedMatrix& source, const Tile& tile) {
+  constexpr std::int64_t kRows = 8;
+  constexpr std::uint8_t kZero = 8;
+  const auto* weights = reinterpret_cast<const std::uint8_t*>(source.data);
+  for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
+    const std::int64_t first = block * kBlockColumns;
+    const std::int64_t columns = std::min(kBlockColumns, layout.n - first);
+    auto* out =
+        reinterpret_cast<std::uint8_t*>(tile.out + (block - tile.blocks.begin) * tile.block_bytes);
+    for (std::int64_t row = tile.rows.begin; row < tile.rows.end; row += kRows) {
+      const std::int64_t rows = std::min(kRows, tile.rows.end - row);
+      std::uint8_t in[kRows][kBlockColumns] = {};
+      for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t c = 0; c < columns; ++c) {
+          in[r][c] = source.output_major ? weights[(first + c) * layout.k + row + r]
+                                         : weights[(row + r) * layout.n + first + c];
+        }
+      }
+      for (std::int64_t c = 0; c < kBlockColumns; ++c) {
+        for (std::int64_t i = 0; i < 4; ++i) {
+          const int low = (in[i][c] + kZero) & 0xf;
+          const int high = (in[i + 4][c] + kZero) & 0xf;
+          *out++ = static_cast<std::uint8_t>(low | high << 4);
+        }
+      }
+    }
+  }
+}
+
 void PackTile(const MatrixLayout& layout, const UnpackedMatrix& source, const Tile& tile) {
+  if (layout.type == WeightType::kInt4) {
+    PackInt4(layout, source, tile);
+    return;
+  }
   if (source.output_major) {
     PackOutputMajor(layout, source.data, tile);
     return;
@@ -110,6 +143,8 @@ void PackTile(const MatrixLayout& layout, const UnpackedMatrix& source, const Ti
     case WeightType::kInt8:
       PackInputMajor<std::uint8_t, 4>(layout, source.data, 0x80, tile);
       return;
+    case WeightType::kInt4:
+      break;
   }
 }
 
@@ -137,6 +172,8 @@ std::string_view NameOf(WeightType type) {
       return "bf16";
     case WeightType::kInt8:
       return "int8";
+    case WeightType::kInt4:
+      return "int4";
   }
   CheckFailed(__FILE__, __LINE__, "unknown weight type");
 }
@@ -155,14 +192,14 @@ Range MatrixLayout::InputRows() const {
 }
 
 std::int64_t MatrixLayout::ChunkGroups(std::int64_t chunk) const {
-  if (type != WeightType::kInt8) return 1;
+  if (!HasScales(type)) return 1;
   const Range rows = ChunkRows(chunk);
   return rows.empty() ? 0 : (rows.end - 1) / group_rows - rows.begin / group_rows + 1;
 }
 
 Range MatrixLayout::GroupRows(std::int64_t chunk, std::int64_t group) const {
   const Range rows = ChunkRows(chunk);
-  if (type != WeightType::kInt8) return rows;
+  if (!HasScales(type)) return rows;
   const std::int64_t begin = (rows.begin / group_rows + group) * group_rows;
   return {std::max(rows.begin, begin), std::min(rows.end, begin + group_rows)};
 }
@@ -182,16 +219,44 @@ std::int64_t MatrixLayout::ExpertBytes() const {
 }
 
 std::int64_t MatrixLayout::ExpertScales() const {
-  if (type != WeightType::kInt8) return 0;
+  if (!HasScales(type)) return 0;
   std::int64_t groups = 0;
   for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) groups += ChunkGroups(chunk);
   return groups * stored_columns();
 }
 
+PackedMatrix PartOf(const PackedMatrix& whole, const MatrixLayout& part) {
+  const MatrixLayout& in = whole.layout;
+  const auto within = [](Range inner, Range outer) {
+    return outer.begin <= inner.begin && inner.end <= outer.end;
+  };
+  CHECK(!whole.within);
+  CHECK(part.type == in.type && part.split == in.split && part.group_rows == in.group_rows);
+  CHECK(part.k == in.k && part.n == in.n);
+  CHECK(within(part.experts, in.experts) && within(part.chunks, in.chunks));
+  CHECK(within(part.columns, in.columns));
+  std::int64_t bytes = in.ExpertBytes() * (part.experts.begin - in.experts.begin);
+  std::int64_t scales = in.ExpertScales() * (part.experts.begin - in.experts.begin);
+  for (std::int64_t chunk = in.chunks.begin; chunk < part.chunks.begin; ++chunk) {
+    bytes += in.BlockBytes(chunk) * in.blocks().size();
+    scales += in.ChunkGroups(chunk) * in.stored_columns();
+  }
+  const std::int64_t blocks = part.columns.empty() ? 0 : part.blocks().begin - in.blocks().begin;
+  if (blocks > 0) {
+    bytes += blocks * in.BlockBytes(part.chunks.begin);
+    scales += blocks * kBlockColumns;
+  }
+  return {.layout = part,
+          .data = whole.data + bytes,
+          .scales = whole.scales == nullptr ? nullptr : whole.scales + scales,
+          .device = whole.device,
+          .within = in};
+}
+
 void PackMatrix(const MatrixLayout& layout, std::int64_t expert, const UnpackedMatrix& source,
                 std::byte* data, float* scales) {
   CHECK(expert >= 0 && expert < layout.num_experts());
-  CHECK(layout.type != WeightType::kInt8 || (layout.group_rows > 0 && source.scales != nullptr));
+  CHECK(!HasScales(layout.type) || (layout.group_rows > 0 && source.scales != nullptr));
   const Range blocks = layout.blocks();
   const std::int64_t tile_rows = kTileSteps * RowsPerStep(layout.type);
   const std::int64_t block_tiles = DivideUp(blocks.size(), kTileBlocks);
@@ -219,7 +284,7 @@ void PackMatrix(const MatrixLayout& layout, std::int64_t expert, const UnpackedM
                       .block_bytes = block_bytes});
           }
         }
-        if (layout.type == WeightType::kInt8) {
+        if (HasScales(layout.type)) {
 #pragma omp single nowait
           PackScales(layout, source.scales, rows.begin / layout.group_rows, group_scales);
           group_scales += layout.stored_columns();

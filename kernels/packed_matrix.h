@@ -3,15 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
+#include <optional>
+#include <string_view>
 
 #include "kernels/chunks.h"
 #include "kernels/tensor.h"
 
 namespace jubal {
 
-/// How weights are stored. int8 keeps the checkpoint's integers and its scales.
-enum class WeightType : std::uint8_t { kF32, kBf16, kInt8 };
+/// How weights are stored. int8 keeps the checkpoint's integers and its scales; int4 holds integers
+/// −8 … 7, with scales of smaller groups.
+enum class WeightType : std::uint8_t { kF32, kBf16, kInt8, kInt4 };
 
 std::string_view NameOf(WeightType type);
 
@@ -21,6 +23,9 @@ enum class Split : std::uint8_t {
   kByInput,   // over K: a rank has some of the 8 chunks, and adds partial products
 };
 
+/// Most rows of a scale group of int4.
+inline constexpr std::int64_t kMaxInt4GroupRows = 512;
+
 /// Rows of one block: 64 neighbouring columns of W.
 inline constexpr std::int64_t kBlockColumns = 64;
 
@@ -29,19 +34,20 @@ inline constexpr std::int64_t kBlockColumns = 64;
 /// the kernels.
 ///
 /// Memory order: expert, chunk (one only for kByOutput), 64-column block, then steps of 4 bytes of
-/// consecutive k (int8: 4 k, bf16: 2 k, f32: 1 k), each step 64 columns wide:
-/// [expert][chunk][block][step][64][k in step]. int8 is stored as w + 128; padding is w = 0 there,
-/// so 128. A block is 64-byte aligned. The columns of the first and last block that the rank does
-/// not own are stored too.
+/// consecutive k (int4: 8 k, int8: 4 k, bf16: 2 k, f32: 1 k), each step 64 columns wide:
+/// [expert][chunk][block][step][64][k in step]. int8 is stored as w + 128, padding as w = 0. Of the
+/// 8 k of an int4 step, byte i holds w + 8 of k = i in its low half and of k = i + 4 in its high
+/// half. A block is 64-byte aligned. The columns of the first and last block that the rank does not
+/// own are stored too.
 ///
-/// int8 has one scale per column and group of `group_rows` consecutive k. Within a chunk each
+/// Integers have one scale per column and group of `group_rows` consecutive k. Within a chunk each
 /// group's rows are padded to whole steps of their own, so that no step meets two scales.
 struct MatrixLayout {
   WeightType type = WeightType::kF32;
   Split split = Split::kByOutput;
   std::int64_t k = 0;           // K of the whole matrix
   std::int64_t n = 0;           // N of the whole matrix
-  std::int64_t group_rows = 0;  // int8: K / groups; otherwise 0
+  std::int64_t group_rows = 0;  // integers: rows that share a scale; otherwise 0
   Range experts{0, 1};          // experts of the stack that are held, global ids
   Range chunks{0, 1};           // kByInput: chunks held; kByOutput: {0, 1}
   Range columns;                // columns of y owned, global; kByInput: {0, n}
@@ -73,27 +79,52 @@ struct MatrixLayout {
   /// Scales: f32 [expert][chunk][group][stored_columns]; 0 for a type without.
   std::int64_t ExpertScales() const;
   std::int64_t ScaleBytes() const { return ExpertScales() * num_experts() * 4; }
+
+  bool operator==(const MatrixLayout&) const = default;
 };
 
 inline std::int64_t RowsPerStep(WeightType type) {
-  return type == WeightType::kInt8 ? 4 : type == WeightType::kBf16 ? 2 : 1;
+  switch (type) {
+    case WeightType::kInt4:
+      return 8;
+    case WeightType::kInt8:
+      return 4;
+    case WeightType::kBf16:
+      return 2;
+    case WeightType::kF32:
+      break;
+  }
+  return 1;
 }
 
-/// A matrix, or a stack of experts' matrices, as packed for the kernels. Owns nothing.
+inline bool HasScales(WeightType type) {
+  return type == WeightType::kInt8 || type == WeightType::kInt4;
+}
+
+/// A matrix, or a stack of experts' matrices, as packed for the kernels. Owns nothing. It may be
+/// part of a larger one: then its pieces lie further apart than its own layout says.
 struct PackedMatrix {
   MatrixLayout layout;
-  const std::byte* data = nullptr;  // layout.WeightBytes(), 64-byte aligned
-  const float* scales = nullptr;    // layout.ScaleBytes(), or null
+  const std::byte* data = nullptr;  // of the first expert, 64-byte aligned
+  const float* scales = nullptr;    // of the first expert, or null
   Device device = Device::kCpu;
+  // The layout in whose memory `data` and `scales` point, when that is not `layout` itself.
+  std::optional<MatrixLayout> within = std::nullopt;
 
   bool empty() const { return data == nullptr; }
+  /// The layout that says how far apart experts and groups of scales lie.
+  const MatrixLayout& strides() const { return within ? *within : layout; }
 };
+
+/// The part of a matrix that `part` describes, where it lies. `part` must be within `whole`: the
+/// same matrix and split, some of its experts, chunks and columns.
+PackedMatrix PartOf(const PackedMatrix& whole, const MatrixLayout& part);
 
 /// Where the unpacked weights lie: a row-major matrix in a file, unaligned.
 struct UnpackedMatrix {
-  const std::byte* data = nullptr;    // type f32, bf16 or i8, by the layout's type
-  bool output_major = false;          // [N, K] (Hugging Face) instead of [K, N] (xAI)
-  const std::byte* scales = nullptr;  // int8: bf16 [groups, N], unaligned
+  const std::byte* data = nullptr;  // f32, bf16 or i8 by the layout's type; i8 −8 … 7 for int4
+  bool output_major = false;        // [N, K] (Hugging Face) instead of [K, N] (xAI)
+  const std::byte* scales = nullptr;  // integers: bf16 [groups, N], unaligned
 };
 
 /// Packs one expert's matrix (or the only one) into its place in `data` and `scales`: the part that

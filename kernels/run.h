@@ -10,7 +10,7 @@ namespace jubal {
 //   void Check(const Op&)        its contract: shapes, dtypes, aliasing; a breach is our bug
 //   void RunOnCpu(const Op&)     its CPU form; a light operation's is also its specification
 //
-// A heavy operation (Matmul, GroupedMatmul, PagedAttention …) has a fast CPU form and one more:
+// A heavy operation (Matmul, GatedExperts, PagedAttention …) has a fast CPU form and one more:
 //
 //   void RunReference(const Op&)  its specification: plain loops; only tests call it
 //

@@ -25,15 +25,8 @@ struct TensorRow {
 };
 
 std::string FormatText(const WeightFormat& format) {
-  switch (format.type) {
-    case WeightType::kF32:
-      return "f32";
-    case WeightType::kBf16:
-      return "bf16";
-    case WeightType::kInt8:
-      break;
-  }
-  return fmt::format("int8 / {} rows", format.group_rows);
+  if (!HasScales(format.type)) return std::string(NameOf(format.type));
+  return fmt::format("{} / {} rows", NameOf(format.type), format.group_rows);
 }
 
 std::vector<TensorRow> ListTensors(const ModelSource& source) {

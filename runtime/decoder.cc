@@ -1,6 +1,7 @@
 #include "runtime/decoder.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <span>
 
@@ -8,7 +9,7 @@
 #include "kernels/check.h"
 #include "kernels/copy.h"
 #include "kernels/embed.h"
-#include "kernels/gated_activation.h"
+#include "kernels/gated_experts.h"
 #include "kernels/matmul.h"
 #include "kernels/paged_attention.h"
 #include "kernels/permute.h"
@@ -164,9 +165,11 @@ void Decoder::Attention(const LayerWeights& w, const KvLayer& pages) {
   const TensorView workspace = a_.matmul_workspace;
 
   // The heads that this rank's chunks of the output product touch.
-  Run(Matmul{.out = query, .x = normed, .weight = w.query, .workspace = workspace}, stream_);
-  Run(Matmul{.out = key, .x = normed, .weight = w.key, .workspace = workspace}, stream_);
-  Run(Matmul{.out = value, .x = normed, .weight = w.value, .workspace = workspace}, stream_);
+  const std::array<Matmul, 3> projections{
+      Matmul{.out = query, .x = normed, .weight = w.query, .workspace = workspace},
+      Matmul{.out = key, .x = normed, .weight = w.key, .workspace = workspace},
+      Matmul{.out = value, .x = normed, .weight = w.value, .workspace = workspace}};
+  Run(Matmuls{.products = projections}, stream_);
   Run(Rope{.heads = query, .positions = places_.positions, .frequencies = a_.frequencies}, stream_);
   Run(Rope{.heads = key, .positions = places_.positions, .frequencies = a_.frequencies}, stream_);
   Run(StoreKv{.pages = pages, .k = key, .v = value, .places = places_}, stream_);
@@ -211,29 +214,15 @@ void Decoder::Experts(const LayerWeights& w) {
       stream_);
 
   const ExpertBatch batch = exchange_->Dispatch(normed, topk_ids, stream_);  // tokens to experts
-  Run(GroupedMatmul{.out = a_.expert_gate,
-                    .x = batch.tokens,
-                    .offsets = batch.offsets,
-                    .weight = w.expert_gate,
-                    .workspace = workspace},
-      stream_);
-  Run(GroupedMatmul{.out = a_.expert_up,
-                    .x = batch.tokens,
-                    .offsets = batch.offsets,
-                    .weight = w.expert_up,
-                    .workspace = workspace},
-      stream_);
-  Run(GatedActivation{.out = a_.expert_gate,
-                      .gate = a_.expert_gate,
-                      .up = a_.expert_up,
-                      .rows = batch.rows,
-                      .activation = model_.activation},
-      stream_);
-  Run(GroupedMatmulPartials{.out = batch.partials,
-                            .x = a_.expert_gate,
-                            .offsets = batch.offsets,
-                            .weight = w.expert_down,
-                            .workspace = workspace},
+  Run(GatedExperts{.out = batch.partials,
+                   .x = batch.tokens,
+                   .offsets = batch.offsets,
+                   .gate = w.expert_gate,
+                   .up = w.expert_up,
+                   .down = w.expert_down,
+                   .activation = model_.activation,
+                   .hidden = a_.expert_hidden,
+                   .workspace = workspace},
       stream_);
   exchange_->Combine(Tokens(a_.block_out), topk_ids, topk_weights, stream_);  // results come home
 }

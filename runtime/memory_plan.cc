@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "kernels/gated_experts.h"
 #include "kernels/matmul.h"
 #include "kernels/sample.h"
 #include "parallel/all_reduce.h"
@@ -40,13 +41,19 @@ void ForEachActivation(const ModelSource& source, const ParallelPlan& plan, cons
   const bool leader = seat.world_rank == 0;
 
   std::int64_t workspace = 0;
+  MatrixLayout gate;
   std::int64_t own_vocabulary = 0;
   for (std::size_t i = 0; i < source.weights().size(); ++i) {
     const WeightSpec& spec = source.weights()[i];
     if (spec.n == 0) continue;
     const MatrixLayout layout = LayoutOf(spec, source.format(i), m, plan, seat);
-    workspace =
-        std::max(workspace, MatmulWorkspaceBytes(layout, spec.expert_stack ? expert_rows : tokens));
+    if (spec.role == WeightRole::kExpertGate) {
+      gate = layout;
+    } else if (spec.role == WeightRole::kExpertDown) {
+      workspace = std::max(workspace, GatedExpertsWorkspaceBytes(gate, layout, expert_rows));
+    } else if (!spec.expert_stack) {
+      workspace = std::max(workspace, MatmulWorkspaceBytes(layout, tokens));
+    }
     if (spec.sharding == Sharding::kByVocabulary) own_vocabulary = layout.columns.size();
   }
 
@@ -67,8 +74,7 @@ void ForEachActivation(const ModelSource& source, const ParallelPlan& plan, cons
   visit("activations", a.router_logits, DType::kF32, Shape{tokens, m.experts});
   visit("activations", a.topk_ids, DType::kI32, Shape{tokens, m.top_k});
   visit("activations", a.topk_weights, DType::kF32, Shape{tokens, m.top_k});
-  visit("activations", a.expert_gate, DType::kF32, Shape{expert_rows, expert_width});
-  visit("activations", a.expert_up, DType::kF32, Shape{expert_rows, expert_width});
+  visit("activations", a.expert_hidden, DType::kF32, Shape{expert_rows, expert_width});
   visit("logits", a.logit_index, DType::kI32, Shape{limits.logit_rows});
   visit("logits", a.logit_count, DType::kI32, Shape{1});
   visit("logits", a.logit_hidden, DType::kF32, Shape{limits.logit_rows, m.hidden});

@@ -53,8 +53,7 @@ struct Activations {
   TensorView router_logits;       // [max_tokens, experts] f32
   TensorView topk_ids;            // [max_tokens, top_k] i32
   TensorView topk_weights;        // [max_tokens, top_k] f32
-  TensorView expert_gate;         // [max expert rows, own columns] f32
-  TensorView expert_up;           // [max expert rows, own columns] f32
+  TensorView expert_hidden;       // [max expert rows, own columns] f32
 
   TensorView logit_index;     // [logit_rows] i32
   TensorView logit_count;     // [1] i32

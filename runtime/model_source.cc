@@ -271,11 +271,9 @@ std::int64_t ModelSource::stored_bytes() const {
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < weights_.size(); ++i) {
     const WeightSpec& spec = weights_[i];
-    const std::int64_t element = formats_[i].type == WeightType::kInt8   ? 1
-                                 : formats_[i].type == WeightType::kBf16 ? 2
-                                                                         : 4;
     const std::int64_t copies = spec.expert_stack ? model_.experts : 1;
-    bytes += copies * spec.k * std::max<std::int64_t>(spec.n, 1) * element;
+    bytes +=
+        copies * spec.k * std::max<std::int64_t>(spec.n, 1) * 4 / RowsPerStep(formats_[i].type);
     if (formats_[i].group_rows > 0) bytes += copies * spec.k / formats_[i].group_rows * spec.n * 2;
   }
   return bytes;

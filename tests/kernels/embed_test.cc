@@ -15,8 +15,8 @@ constexpr std::int64_t kVocabulary = 300;
 // Breaks: tokens get other tokens' embeddings, on some rank count or table type, or rows that a
 // rank does not hold are not zero, so that the sum over ranks is wrong.
 TEST(EmbedTest, GivesOwnedRowsAndZeros) {
-  for (const WeightType type : {WeightType::kF32, WeightType::kBf16}) {
-    const RandomMatrix table(type, kHidden, kVocabulary, 1);
+  for (const WeightType type : {WeightType::kF32, WeightType::kBf16, WeightType::kInt8}) {
+    const RandomMatrix table(type, kHidden, kVocabulary, 3);
     for (const Range owned :
          {Range{0, kVocabulary}, Range{0, 65}, Range{65, 130}, Range{130, 300}}) {
       const PackedShare share(table, table.LayoutByOutput(owned));
@@ -26,7 +26,8 @@ TEST(EmbedTest, GivesOwnedRowsAndZeros) {
       for (std::int64_t t = 0; t < 12; ++t) {
         const bool has = ids[t] >= owned.begin && ids[t] < owned.end;
         for (std::int64_t k = 0; k < kHidden; ++k) {
-          const float expected = has ? 78.25f * table.Stored(0, k, ids[t]) : 0.0f;
+          const auto weight = static_cast<float>(table.Weight(0, k, ids[t]));
+          const float expected = has ? 78.25f * weight : 0.0f;
           ASSERT_EQ(out[t * kHidden + k], expected) << "token " << ids[t] << " element " << k;
         }
       }

@@ -16,135 +16,43 @@
 
 #include "kernels/cpu_isa.h"
 #include "kernels/run.h"
+#include "tests/kernels/cpu_tier_test.h"
+#include "tests/kernels/matmul_operands.h"
 #include "tests/kernels/random_matrix.h"
 
 namespace jubal {
 namespace {
 
-constexpr WeightType kTypes[] = {WeightType::kF32, WeightType::kBf16, WeightType::kInt8};
-constexpr float kUntouched = -12345.0f;
+using MatmulTier = CpuTierTest;
 
-/// Row-major floats, optionally with unused elements between rows.
-class Floats {
- public:
-  Floats(std::initializer_list<std::int64_t> sizes, float fill = kUntouched, std::int64_t gap = 0)
-      : shape_(sizes), gap_(gap) {
-    const std::int64_t rows = shape_[0];
-    for (int i = 1; i < shape_.rank(); ++i) width_ *= shape_[i];
-    values_.assign(static_cast<std::size_t>(rows * (width_ + gap) + 1), fill);
-  }
-
-  TensorView view() {
-    if (gap_ == 0) return {reinterpret_cast<std::byte*>(values_.data()), DType::kF32, shape_};
-    const TensorView wide(reinterpret_cast<std::byte*>(values_.data()), DType::kF32,
-                          {shape_[0], width_ + gap_});
-    return wide.Columns(0, width_);
-  }
-  float* row(std::int64_t index) { return values_.data() + index * (width_ + gap_); }
-  float at(std::int64_t row, std::int64_t column) { return this->row(row)[column]; }
-
- private:
-  Shape shape_;
-  std::int64_t gap_;
-  std::int64_t width_ = 1;
-  std::vector<float> values_;
-};
-
-Floats RandomRows(std::int64_t rows, std::int64_t columns, std::int64_t gap = 0) {
-  Floats x({rows, columns}, kUntouched, gap);
-  std::mt19937 random(static_cast<unsigned>(rows * 7919 + columns));
-  std::normal_distribution<float> normal;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const float scale = std::exp(normal(random));
-    for (std::int64_t c = 0; c < columns; ++c) x.row(r)[c] = scale * normal(random);
-  }
-  return x;
-}
-
-/// Fails at the first element whose bits differ.
-void ExpectSameBits(ConstTensorView expected, ConstTensorView actual) {
-  ASSERT_EQ(expected.shape(), actual.shape());
-  const std::int64_t rows = expected.size(0);
-  const std::int64_t width = rows == 0 ? 0 : expected.shape().elements() / rows;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t c = 0; c < width; ++c) {
-      const float a = expected.row<float>(r)[c];
-      const float b = actual.row<float>(r)[c];
-      ASSERT_EQ(std::bit_cast<std::uint32_t>(a), std::bit_cast<std::uint32_t>(b))
-          << a << " against " << b << " at row " << r << ", element " << c;
-    }
-  }
-}
-
-class Workspace {
- public:
-  Workspace(const MatrixLayout& layout, std::int64_t rows)
-      : bytes_(MatmulWorkspaceBytes(layout, rows)) {
-    std::fill(bytes_.data(), bytes_.data() + bytes_.size(), std::byte{0xee});
-  }
-  TensorView view() const { return {bytes_.data(), DType::kU8, {bytes_.size()}}; }
-
- private:
-  AlignedBytes bytes_;
-};
-
-template <class Op>
-void RunChecked(const Op& op) {
-  Stream stream(Device::kCpu);
-  Run(op, stream);
-}
-
-Matmul MatmulOf(const PackedShare& share, Floats& out, ConstTensorView x,
-                const Workspace& workspace, float multiplier = 1.0f) {
-  return {.out = out.view(),
-          .x = x,
-          .weight = share.matrix(),
-          .multiplier = multiplier,
-          .workspace = workspace.view()};
-}
-
-std::string Describe(WeightType type, std::int64_t k, std::int64_t n, std::int64_t groups) {
-  return std::string(NameOf(type)) + " k " + std::to_string(k) + " n " + std::to_string(n) +
-         " groups " + std::to_string(groups);
-}
-
-/// Runs once per instruction-set tier, and skips those that this CPU lacks.
-class MatmulTier : public testing::TestWithParam<CpuIsa> {
- protected:
-  void SetUp() override {
-    if (GetParam() > BestCpuIsa()) GTEST_SKIP() << "this CPU has no " << NameOf(GetParam());
-    ForceCpuIsa(GetParam());
-  }
-  void TearDown() override { ForceCpuIsa(BestCpuIsa()); }
-};
-
-INSTANTIATE_TEST_SUITE_P(Tiers, MatmulTier, testing::Values(CpuIsa::kPortable, CpuIsa::kAvx2),
-                         [](const auto& info) { return std::string(NameOf(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Tiers, MatmulTier, testing::ValuesIn(kAllCpuIsas), CpuTierTest::Name);
 
 // If this fails, a tier computes other numbers than the specification, so that ranks on unlike CPUs
 // disagree; or a row's bits change with the rows beside it, so that a token depends on the batch.
 TEST_P(MatmulTier, HasTheBitsOfTheReferenceForAnyNumberOfRows) {
-  constexpr std::int64_t kMostRows = 37;
   for (const WeightType type : kTypes) {
     for (const std::int64_t groups : {1, 8}) {
-      if (groups > 1 && type != WeightType::kInt8) continue;
+      if (groups > 1 && !HasScales(type)) continue;
       for (const std::int64_t n : {1, 63, 64, 65, 200}) {
         for (const std::int64_t k : {1, 4, 15 * 8, 48, 512, 513, 1030}) {
           SCOPED_TRACE(Describe(type, k, n, groups));
+          const bool several_panels = n == 200 && k == 513;
+          const std::int64_t most = several_panels ? 133 : 13;
           const RandomMatrix matrix(type, k, n, groups);
           const PackedShare share(matrix, matrix.LayoutByOutput({0, n}));
-          Floats x = RandomRows(kMostRows, k);
-          Floats expected({kMostRows, n});
-          const Workspace workspace(share.matrix().layout, kMostRows);
+          Floats x = RandomRows(most, k);
+          Floats expected({most, n});
+          const Workspace workspace(share.matrix().layout, most);
           RunSpecification(MatmulOf(share, expected, x.view(), workspace));
-          for (const std::int64_t rows : {0, 1, 2, 3, 4, 5, 7, 37}) {
+          for (const std::int64_t rows : {0, 1, 2, 3, 4, 5, 7, 13, 133}) {
+            if (rows > most) continue;
             Floats out({rows, n});
             RunChecked(MatmulOf(share, out, x.view().Rows(0, rows), workspace));
             ExpectSameBits(expected.view().Rows(0, rows), out.view());
           }
           Floats last({1, n});
-          RunChecked(MatmulOf(share, last, x.view().Rows(kMostRows - 1, 1), workspace));
-          ExpectSameBits(expected.view().Rows(kMostRows - 1, 1), last.view());
+          RunChecked(MatmulOf(share, last, x.view().Rows(most - 1, 1), workspace));
+          ExpectSameBits(expected.view().Rows(most - 1, 1), last.view());
         }
       }
     }
@@ -182,7 +90,7 @@ TEST_P(MatmulTier, ComputesAnyRangeOfColumns) {
 TEST_P(MatmulTier, PartialsHaveTheBitsOfTheReference) {
   for (const WeightType type : kTypes) {
     for (const std::int64_t groups : {1, 3, 8}) {
-      if (groups > 1 && type != WeightType::kInt8) continue;
+      if (groups > 1 && !HasScales(type)) continue;
       for (const std::int64_t k : {1, 4, 15 * 8, 48, 513, 1030, 4500}) {
         for (const Range chunks : {Range{0, 8}, Range{0, 1}, Range{3, 6}, Range{1, 8}, Range{1, 7},
                                    Range{6, 8}, Range{4, 4}}) {
@@ -213,62 +121,83 @@ TEST_P(MatmulTier, PartialsHaveTheBitsOfTheReference) {
   }
 }
 
-// If this fails, tokens meet the wrong expert, an expert without tokens breaks the step, or rows
-// that belong to nobody are overwritten.
-TEST_P(MatmulTier, GroupedRowsMeetTheirExpert) {
-  constexpr std::int64_t kRows = 48;
-  std::vector<std::vector<std::int32_t>> plans = {
-      {0, 0, 0, 0}, {0, 1, 1, 3}, {0, 40, 41, 45}, {0, 0, 17, 48}, {0, 5, 5, 5}};
+// If this fails, one of several products with a common input is wrong when they share their work.
+TEST_P(MatmulTier, ProductsTogetherHaveTheBitsOfEachAlone) {
+  constexpr std::int64_t kK = 300;
   for (const WeightType type : kTypes) {
-    const RandomMatrix matrix(type, 100, 150, 8, 6);
-    const PackedShare up(matrix, matrix.LayoutByOutput({20, 140}, {2, 5}));
-    const PackedShare down(matrix, matrix.LayoutByInput({3, 6}, {2, 5}));
-    for (std::vector<std::int32_t>& plan : plans) {
-      SCOPED_TRACE(Describe(type, 100, 150, 8));
-      const ConstTensorView offsets(reinterpret_cast<const std::byte*>(plan.data()), DType::kI32,
-                                    {4});
-      {
-        Floats x = RandomRows(kRows, 100, 4);
-        Floats expected({kRows, 120});
-        Floats out({kRows, 120});
-        const Workspace workspace(up.matrix().layout, kRows);
-        RunSpecification(GroupedMatmul{.out = expected.view(),
-                                       .x = x.view(),
-                                       .offsets = offsets,
-                                       .weight = up.matrix(),
-                                       .workspace = workspace.view()});
-        RunChecked(GroupedMatmul{.out = out.view(),
-                                 .x = x.view(),
-                                 .offsets = offsets,
-                                 .weight = up.matrix(),
-                                 .workspace = workspace.view()});
-        ExpectSameBits(expected.view(), out.view());
-        for (std::int64_t r = plan[3]; r < kRows; ++r) ASSERT_EQ(out.at(r, 119), kUntouched);
-        // The specification itself: an expert's rows are the dense product with its matrix.
-        const PackedShare second(matrix, matrix.LayoutByOutput({20, 140}, {3, 4}));
-        const std::int64_t count = plan[2] - plan[1];
-        Floats dense({count, 120});
-        RunSpecification(MatmulOf(second, dense, x.view().Rows(plan[1], count), workspace));
-        ExpectSameBits(dense.view(), out.view().Rows(plan[1], count));
+    const RandomMatrix first(type, kK, 200, 4);
+    const RandomMatrix second(type, kK, 70, 4);
+    const PackedShare shares[] = {{first, first.LayoutByOutput({0, 200})},
+                                  {second, second.LayoutByOutput({10, 10})},
+                                  {second, second.LayoutByOutput({3, 70})}};
+    for (const std::int64_t rows : {0, 1, 130}) {
+      SCOPED_TRACE(Describe(type, kK, 200, 4));
+      Floats x = RandomRows(rows, kK);
+      const Workspace workspace(shares[0].matrix().layout, rows);
+      std::vector<Floats> outs;
+      std::vector<Matmul> products;
+      for (const PackedShare& share : shares) {
+        outs.emplace_back(
+            std::initializer_list<std::int64_t>{rows, share.matrix().layout.columns.size()});
       }
-      {
-        const MatrixLayout& layout = down.matrix().layout;
-        Floats x = RandomRows(kRows, layout.InputRows().size());
-        Floats expected({2, kRows, 150});
-        Floats out({2, kRows, 150});
-        const Workspace workspace(layout, kRows);
-        RunSpecification(GroupedMatmulPartials{.out = expected.view(),
-                                               .x = x.view(),
-                                               .offsets = offsets,
-                                               .weight = down.matrix(),
-                                               .workspace = workspace.view()});
-        RunChecked(GroupedMatmulPartials{.out = out.view(),
-                                         .x = x.view(),
-                                         .offsets = offsets,
-                                         .weight = down.matrix(),
-                                         .workspace = workspace.view()});
-        ExpectSameBits(expected.view(), out.view());
+      for (std::size_t i = 0; i < 3; ++i) {
+        products.push_back(MatmulOf(shares[i], outs[i], x.view(), workspace, 0.5f));
       }
+      RunChecked(Matmuls{.products = products});
+      for (std::size_t i = 0; i < 3; ++i) {
+        Floats alone({rows, shares[i].matrix().layout.columns.size()});
+        RunSpecification(MatmulOf(shares[i], alone, x.view(), workspace, 0.5f));
+        ExpectSameBits(alone.view(), outs[i].view());
+      }
+    }
+  }
+}
+
+// If this fails, a rank that maps its part of a whole matrix computes with other weights than one
+// that packed the part.
+TEST_P(MatmulTier, APartWithinAWholeMatrixHasTheBitsOfItsOwnPacking) {
+  constexpr std::int64_t kRows = 5;
+  for (const WeightType type : kTypes) {
+    const RandomMatrix matrix(type, 700, 300, 5, 3);
+    const PackedShare by_output(matrix, matrix.LayoutByOutput({0, 300}, {0, 3}));
+    const PackedShare by_input(matrix, matrix.LayoutByInput({0, 8}, {0, 3}));
+    for (const Range columns : {Range{0, 300}, Range{70, 200}, Range{128, 129}, Range{9, 9}}) {
+      const MatrixLayout layout = matrix.LayoutByOutput(columns, {1, 2});
+      const PackedShare own(matrix, layout);
+      Floats x = RandomRows(kRows, 700);
+      Floats expected({kRows, columns.size()});
+      Floats out({kRows, columns.size()});
+      const Workspace workspace(layout, kRows);
+      RunSpecification(MatmulOf(own, expected, x.view(), workspace));
+      const Matmul part{.out = out.view(),
+                        .x = x.view(),
+                        .weight = PartOf(by_output.matrix(), layout),
+                        .workspace = workspace.view()};
+      RunSpecification(part);
+      ExpectSameBits(expected.view(), out.view());
+      RunChecked(part);
+      ExpectSameBits(expected.view(), out.view());
+    }
+    for (const Range chunks : {Range{0, 8}, Range{3, 6}, Range{8, 8}}) {
+      const MatrixLayout layout = matrix.LayoutByInput(chunks, {2, 3});
+      const PackedShare own(matrix, layout);
+      const auto planes = static_cast<std::int64_t>(MaximalSubtrees(chunks).size());
+      Floats x = RandomRows(kRows, layout.InputRows().size());
+      Floats expected({planes, kRows, 300});
+      Floats out({planes, kRows, 300});
+      const Workspace workspace(layout, kRows);
+      RunSpecification(MatmulPartials{.out = expected.view(),
+                                      .x = x.view(),
+                                      .weight = own.matrix(),
+                                      .workspace = workspace.view()});
+      const MatmulPartials part{.out = out.view(),
+                                .x = x.view(),
+                                .weight = PartOf(by_input.matrix(), layout),
+                                .workspace = workspace.view()};
+      RunSpecification(part);
+      ExpectSameBits(expected.view(), out.view());
+      RunChecked(part);
+      ExpectSameBits(expected.view(), out.view());
     }
   }
 }
@@ -450,8 +379,7 @@ TEST(MatmulReference, IsNearTheProductInDoublePrecision) {
           // Each of at most k + 16 fp32 roundings errs by 2⁻²⁴ of a partial sum; an activation by
           // half a step of max|x| / 16383, and a little for the rounding of x / s itself.
           const double rounding = static_cast<double>(k + 16) * std::exp2(-24) * magnitude * 1.01;
-          const double quantisation =
-              type == WeightType::kInt8 ? weights * largest / 16383 * 0.51 : 0;
+          const double quantisation = HasScales(type) ? weights * largest / 16383 * 0.51 : 0;
           EXPECT_NEAR(root.at(0, r * 70 + c), product, rounding + quantisation);
           if (c >= 3) {
             EXPECT_NEAR(out.at(r, c - 3), 2 * product, 2 * (rounding + quantisation));

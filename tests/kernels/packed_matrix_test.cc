@@ -9,7 +9,8 @@
 namespace jubal {
 namespace {
 
-constexpr WeightType kTypes[] = {WeightType::kF32, WeightType::kBf16, WeightType::kInt8};
+constexpr WeightType kTypes[] = {WeightType::kF32, WeightType::kBf16, WeightType::kInt8,
+                                 WeightType::kInt4};
 
 /// Compares the share with the definition of the layout, byte by byte and in memory order.
 void ExpectPackedByDefinition(const RandomMatrix& matrix, const MatrixLayout& layout) {
@@ -26,10 +27,21 @@ void ExpectPackedByDefinition(const RandomMatrix& matrix, const MatrixLayout& la
           const Range rows = layout.GroupRows(chunk, group);
           for (std::int64_t step = rows.begin; step < rows.end; step += rows_per_step) {
             for (std::int64_t c = 0; c < kBlockColumns; ++c) {
+              const std::int64_t column = block * kBlockColumns + c;
+              const auto stored = [&](std::int64_t row) {
+                return row < rows.end && column < layout.n ? matrix.Stored(expert, row, column)
+                                                           : 0.0f;
+              };
+              if (layout.type == WeightType::kInt4) {
+                for (std::int64_t row = step; row < step + 4; ++row) {
+                  ASSERT_EQ(std::to_integer<int>(*data & std::byte{15}) - 8, stored(row));
+                  ASSERT_EQ(std::to_integer<int>(*data >> 4) - 8, stored(row + 4));
+                  data += 1;
+                }
+                continue;
+              }
               for (std::int64_t row = step; row < step + rows_per_step; ++row) {
-                const std::int64_t column = block * kBlockColumns + c;
-                const float expected =
-                    row < rows.end && column < layout.n ? matrix.Stored(expert, row, column) : 0.0f;
+                const float expected = stored(row);
                 if (layout.type == WeightType::kInt8) {
                   ASSERT_EQ(std::to_integer<int>(*data), static_cast<int>(expected) + 128);
                   data += 1;
@@ -46,7 +58,7 @@ void ExpectPackedByDefinition(const RandomMatrix& matrix, const MatrixLayout& la
         }
         EXPECT_EQ(data - block_begin, layout.BlockBytes(chunk));
       }
-      if (layout.type != WeightType::kInt8) continue;
+      if (!HasScales(layout.type)) continue;
       for (std::int64_t group = 0; group < layout.ChunkGroups(chunk); ++group) {
         const std::int64_t global = layout.GroupRows(chunk, group).begin / layout.group_rows;
         for (std::int64_t c = 0; c < layout.stored_columns(); ++c) {

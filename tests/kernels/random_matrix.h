@@ -1,6 +1,7 @@
 #ifndef JUBAL_TESTS_KERNELS_RANDOM_MATRIX_H_
 #define JUBAL_TESTS_KERNELS_RANDOM_MATRIX_H_
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -42,24 +43,25 @@ class RandomMatrix {
       : type_(type),
         k_(k),
         n_(n),
-        group_rows_(type == WeightType::kInt8 ? (k + groups - 1) / groups : 0),
+        group_rows_(GroupRows(type, (k + groups - 1) / groups)),
         experts_(experts),
         output_major_(output_major) {
     std::mt19937 random(static_cast<unsigned>(k * 1000 + n * 8 + static_cast<int>(type)));
     std::normal_distribution<float> normal;
-    std::uniform_int_distribution<int> byte(-128, 127);
+    const int most = type == WeightType::kInt4 ? 8 : 128;
+    std::uniform_int_distribution<int> integer(-most, most - 1);
     data_.resize(static_cast<std::size_t>(1 + experts * MatrixBytes()));
     for (std::int64_t i = 0; i < experts * k * n; ++i) {
       std::byte* place = data_.data() + 1 + i * ElementBytes();
-      if (type == WeightType::kInt8) {
-        *place = static_cast<std::byte>(byte(random));
+      if (HasScales(type)) {
+        *place = static_cast<std::byte>(integer(random));
       } else {
         const auto bits = std::bit_cast<std::uint32_t>(normal(random));
         const std::uint32_t kept = type == WeightType::kF32 ? bits : bits >> 16;
         std::memcpy(place, &kept, static_cast<std::size_t>(ElementBytes()));
       }
     }
-    if (type != WeightType::kInt8) return;
+    if (!HasScales(type)) return;
     scales_.resize(static_cast<std::size_t>(1 + experts * Groups() * n * 2));
     for (std::int64_t i = 0; i < experts * Groups() * n; ++i) {
       const auto bits = std::bit_cast<std::uint32_t>(std::fabs(normal(random)) / 100) >> 16;
@@ -93,15 +95,14 @@ class RandomMatrix {
   UnpackedMatrix Unpacked(std::int64_t expert = 0) const {
     return {.data = data_.data() + 1 + expert * MatrixBytes(),
             .output_major = output_major_,
-            .scales = type_ == WeightType::kInt8 ? scales_.data() + 1 + expert * Groups() * n_ * 2
-                                                 : nullptr};
+            .scales = HasScales(type_) ? scales_.data() + 1 + expert * Groups() * n_ * 2 : nullptr};
   }
 
   /// The element as stored, without its scale.
   float Stored(std::int64_t expert, std::int64_t k, std::int64_t n) const {
     const std::int64_t index = output_major_ ? n * k_ + k : k * n_ + n;
     const std::byte* place = Unpacked(expert).data + index * ElementBytes();
-    if (type_ == WeightType::kInt8) return static_cast<float>(static_cast<std::int8_t>(*place));
+    if (HasScales(type_)) return static_cast<float>(static_cast<std::int8_t>(*place));
     std::uint32_t bits = 0;
     std::memcpy(&bits, place, static_cast<std::size_t>(ElementBytes()));
     return std::bit_cast<float>(type_ == WeightType::kF32 ? bits : bits << 16);
@@ -114,11 +115,15 @@ class RandomMatrix {
   /// The weight that the element stands for.
   double Weight(std::int64_t expert, std::int64_t k, std::int64_t n) const {
     const double stored = Stored(expert, k, n);
-    return type_ == WeightType::kInt8 ? stored * Scale(expert, k / group_rows_, n) : stored;
+    return HasScales(type_) ? stored * Scale(expert, k / group_rows_, n) : stored;
   }
 
  private:
-  std::int64_t ElementBytes() const { return 4 / RowsPerStep(type_); }
+  static std::int64_t GroupRows(WeightType type, std::int64_t wanted) {
+    if (!HasScales(type)) return 0;
+    return type == WeightType::kInt4 ? std::min(wanted, kMaxInt4GroupRows) : wanted;
+  }
+  std::int64_t ElementBytes() const { return HasScales(type_) ? 1 : 4 / RowsPerStep(type_); }
   std::int64_t MatrixBytes() const { return k_ * n_ * ElementBytes(); }
 
   WeightType type_;
