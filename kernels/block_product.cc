@@ -77,8 +77,15 @@ ChunkPlaces::ChunkPlaces(const MatrixLayout& layout, const MatrixLayout& strides
 std::int64_t QuantisedRows::Bytes(const MatrixLayout& layout, std::int64_t rows) {
   if (!HasScales(layout.type)) return 0;
   const ChunkPlaces places(layout, layout);
-  return Aligned(rows * places.steps * kActivationStepBytes) + Aligned(rows * places.runs * 4) +
+  return Aligned(rows * Stride(places)) + Aligned(rows * places.runs * 4) +
          Aligned(rows * layout.num_chunks() * 4);
+}
+
+/// An odd number of KiB: then the KiB of neighbouring rows that meet one panel lie in different
+/// sets of a first-level cache.
+std::int64_t QuantisedRows::Stride(const ChunkPlaces& places) {
+  constexpr std::int64_t kKib = 1024;
+  return (DivideUp(places.steps * kActivationStepBytes, kKib) | 1) * kKib;
 }
 
 QuantisedRows::QuantisedRows(const MatrixLayout& layout, std::byte* workspace, std::int64_t rows)

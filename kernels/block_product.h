@@ -50,7 +50,7 @@ class QuantisedRows {
   void Quantise(const float* x, std::int64_t row, std::int64_t index) const;
 
   const std::byte* values(std::int64_t row) const { return values_ + row * stride(); }
-  std::int64_t stride() const { return places_.steps * kActivationStepBytes; }  // bytes
+  std::int64_t stride() const { return Stride(places_); }  // bytes
   const std::int32_t* sums(std::int64_t row) const { return sums_ + row * places_.runs; }
   std::int64_t sums_stride() const { return places_.runs; }
   /// Quantises every row of x. All threads of a parallel region call it and share the work; it
@@ -62,9 +62,11 @@ class QuantisedRows {
   }
 
  private:
+  static std::int64_t Stride(const ChunkPlaces& places);
+
   const MatrixLayout layout_;
   const ChunkPlaces places_;
-  std::byte* values_ = nullptr;   // [rows][steps][8]
+  std::byte* values_ = nullptr;   // [rows], stride() apart: [steps][8]
   std::int32_t* sums_ = nullptr;  // [rows][runs]
   float* scales_ = nullptr;       // [rows][chunks]
 };

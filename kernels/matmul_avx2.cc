@@ -128,8 +128,9 @@ struct Int4Weights {
 };
 
 /// Two consecutive activations, for all columns.
+template <int kQuarter>
 [[gnu::always_inline]] inline __m256i Broadcast(const std::byte* x) {
-  return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(x)));
+  return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(x + 4 * kQuarter)));
 }
 
 /// low += w.low · x, high += w.high · x. Assembly, because from intrinsics g++ 12 makes all
@@ -169,24 +170,78 @@ struct Tile {
   Prefetcher prefetch;
 };
 
-/// Calls multiply(q, w, x) for the quarters q of the group's pairs of steps: the weights of quarter
-/// q are Weights::Get<q>(w), its activations are at x. Fetches kLines lines for every two steps.
-template <class Weights, int kLines, class Multiply>
-[[gnu::always_inline]] inline void ForEachQuarter(Tile& tile, const Multiply& multiply) {
+/// Where a tile reads its rows' activations. The empty assembly keeps g++ from replacing the few
+/// pointers by one for every place that reads, more than there are registers.
+template <int kRows>
+struct RowPointers;
+
+template <>
+struct RowPointers<1> {
+  explicit RowPointers(const Tile& tile) : x0(tile.x) {}
+  [[gnu::always_inline]] inline void Advance() {
+    x0 += 2 * kActivationStepBytes;
+    asm("" : "+r"(x0));
+  }
+  const std::byte* x0;
+};
+
+template <>
+struct RowPointers<2> {
+  explicit RowPointers(const Tile& tile) : x0(tile.x), x1(x0 + tile.x_stride) {}
+  [[gnu::always_inline]] inline void Advance() {
+    x0 += 2 * kActivationStepBytes;
+    x1 += 2 * kActivationStepBytes;
+    asm("" : "+r"(x0), "+r"(x1));
+  }
+  const std::byte *x0, *x1;
+};
+
+template <>
+struct RowPointers<3> {
+  explicit RowPointers(const Tile& tile)
+      : x0(tile.x), x1(x0 + tile.x_stride), x2(x1 + tile.x_stride) {}
+  [[gnu::always_inline]] inline void Advance() {
+    x0 += 2 * kActivationStepBytes;
+    x1 += 2 * kActivationStepBytes;
+    x2 += 2 * kActivationStepBytes;
+    asm("" : "+r"(x0), "+r"(x1), "+r"(x2));
+  }
+  const std::byte *x0, *x1, *x2;
+};
+
+template <>
+struct RowPointers<4> {
+  explicit RowPointers(const Tile& tile)
+      : x0(tile.x), x1(x0 + tile.x_stride), x2(x1 + tile.x_stride), x3(x2 + tile.x_stride) {}
+  [[gnu::always_inline]] inline void Advance() {
+    x0 += 2 * kActivationStepBytes;
+    x1 += 2 * kActivationStepBytes;
+    x2 += 2 * kActivationStepBytes;
+    x3 += 2 * kActivationStepBytes;
+    asm("" : "+r"(x0), "+r"(x1), "+r"(x2), "+r"(x3));
+  }
+  const std::byte *x0, *x1, *x2, *x3;
+};
+
+/// Calls multiply<q>(w) for the quarters q of the group's pairs of steps: the weights of quarter q
+/// are Weights::Get<q>(w), its activations lie 4q bytes beyond `rows`. Fetches kLines lines for
+/// every two steps.
+template <class Weights, int kLines, class Rows, class Multiply>
+[[gnu::always_inline]] inline void ForEachQuarter(Tile& tile, Rows& rows,
+                                                  const Multiply& multiply) {
   const std::uint8_t* w = tile.weights;
-  const std::byte* x = tile.x;
   for (std::int64_t pair = tile.steps / 2; pair > 0; --pair) {
     for (int line = 0; line < kLines; ++line) tile.prefetch.Fetch();
-    multiply.template operator()<0>(w, x);
-    multiply.template operator()<1>(w, x + 4);
-    multiply.template operator()<2>(w, x + 8);
-    multiply.template operator()<3>(w, x + 12);
+    multiply.template operator()<0>(w);
+    multiply.template operator()<1>(w);
+    multiply.template operator()<2>(w);
+    multiply.template operator()<3>(w);
     w += Weights::kPairBytes;
-    x += 2 * kActivationStepBytes;
+    rows.Advance();
   }
   if (tile.steps % 2 == 1) {
-    multiply.template operator()<0>(w, x);
-    multiply.template operator()<1>(w, x + 4);
+    multiply.template operator()<0>(w);
+    multiply.template operator()<1>(w);
   }
 }
 
@@ -196,19 +251,19 @@ template <class Weights, int kQuarter>
 }
 
 /// 1 row × 64 columns.
-template <class Weights>
-void Rows1(Tile& tile, const Flush* flush, float* sums) {
+template <class Weights, int kLines>
+void Rows1(Tile tile, const Flush* flush, float* sums) {
+  RowPointers<1> rows(tile);
   __m256i a0 = _mm256_setzero_si256(), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0,
           a7 = a0;
-  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w, const std::byte* x)
-      __attribute__((always_inline)) {
-    const __m256i xa = Broadcast(x);
+  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w) __attribute__((always_inline)) {
+    const __m256i xa = Broadcast<kQuarter>(rows.x0);
     MultiplyAdd(a0, a1, GetSixteen<Weights, kQuarter>(w), xa);
     MultiplyAdd(a2, a3, GetSixteen<Weights, kQuarter>(w + 64), xa);
     MultiplyAdd(a4, a5, GetSixteen<Weights, kQuarter>(w + 128), xa);
     MultiplyAdd(a6, a7, GetSixteen<Weights, kQuarter>(w + 192), xa);
   };
-  ForEachQuarter<Weights, Weights::kPairBytes / 64>(tile, multiply);
+  ForEachQuarter<Weights, kLines>(tile, rows, multiply);
   flush[0].Sixteen(a0, a1, sums, 0);
   flush[0].Sixteen(a2, a3, sums, 16);
   flush[0].Sixteen(a4, a5, sums, 32);
@@ -216,15 +271,14 @@ void Rows1(Tile& tile, const Flush* flush, float* sums) {
 }
 
 /// 2 rows × 32 columns.
-template <class Weights>
-void Rows2(Tile& tile, const Flush* flush, float* sums) {
-  const std::int64_t stride = tile.x_stride;
+template <class Weights, int kLines>
+void Rows2(Tile tile, const Flush* flush, float* sums) {
+  RowPointers<2> rows(tile);
   __m256i a0 = _mm256_setzero_si256(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0,
           b3 = a0;
-  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w, const std::byte* x)
-      __attribute__((always_inline)) {
-    const __m256i xa = Broadcast(x);
-    const __m256i xb = Broadcast(x + stride);
+  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w) __attribute__((always_inline)) {
+    const __m256i xa = Broadcast<kQuarter>(rows.x0);
+    const __m256i xb = Broadcast<kQuarter>(rows.x1);
     const Sixteen first = GetSixteen<Weights, kQuarter>(w);
     MultiplyAdd(a0, a1, first, xa);
     MultiplyAdd(b0, b1, first, xb);
@@ -232,7 +286,7 @@ void Rows2(Tile& tile, const Flush* flush, float* sums) {
     MultiplyAdd(a2, a3, second, xa);
     MultiplyAdd(b2, b3, second, xb);
   };
-  ForEachQuarter<Weights, Weights::kPairBytes / 128>(tile, multiply);
+  ForEachQuarter<Weights, kLines>(tile, rows, multiply);
   flush[0].Sixteen(a0, a1, sums, 0);
   flush[0].Sixteen(a2, a3, sums, 16);
   flush[1].Sixteen(b0, b1, sums + kColumns, 0);
@@ -240,78 +294,44 @@ void Rows2(Tile& tile, const Flush* flush, float* sums) {
 }
 
 /// 3 rows × 16 columns.
-template <class Weights>
-void Rows3(Tile& tile, const Flush* flush, float* sums) {
-  const std::int64_t stride = tile.x_stride;
+template <class Weights, int kLines>
+void Rows3(Tile tile, const Flush* flush, float* sums) {
+  RowPointers<3> rows(tile);
   __m256i a0 = _mm256_setzero_si256(), a1 = a0, b0 = a0, b1 = a0, c0 = a0, c1 = a0;
-  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w, const std::byte* x)
-      __attribute__((always_inline)) {
+  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w) __attribute__((always_inline)) {
     const Sixteen weights = GetSixteen<Weights, kQuarter>(w);
-    MultiplyAdd(a0, a1, weights, Broadcast(x));
-    MultiplyAdd(b0, b1, weights, Broadcast(x + stride));
-    MultiplyAdd(c0, c1, weights, Broadcast(x + 2 * stride));
+    MultiplyAdd(a0, a1, weights, Broadcast<kQuarter>(rows.x0));
+    MultiplyAdd(b0, b1, weights, Broadcast<kQuarter>(rows.x1));
+    MultiplyAdd(c0, c1, weights, Broadcast<kQuarter>(rows.x2));
   };
-  ForEachQuarter<Weights, Weights::kPairBytes / 256>(tile, multiply);
+  ForEachQuarter<Weights, kLines>(tile, rows, multiply);
   flush[0].Sixteen(a0, a1, sums, 0);
   flush[1].Sixteen(b0, b1, sums + kColumns, 0);
   flush[2].Sixteen(c0, c1, sums + 2 * kColumns, 0);
 }
 
 /// 4 rows × 16 columns.
-template <class Weights>
-void Rows4(Tile& tile, const Flush* flush, float* sums) {
-  const std::int64_t stride = tile.x_stride;
+template <class Weights, int kLines>
+void Rows4(Tile tile, const Flush* flush, float* sums) {
+  RowPointers<4> rows(tile);
   __m256i a0 = _mm256_setzero_si256(), a1 = a0, b0 = a0, b1 = a0, c0 = a0, c1 = a0, d0 = a0,
           d1 = a0;
-  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w, const std::byte* x)
-      __attribute__((always_inline)) {
+  const auto multiply = [&]<int kQuarter>(const std::uint8_t* w) __attribute__((always_inline)) {
     const Sixteen weights = GetSixteen<Weights, kQuarter>(w);
-    MultiplyAdd(a0, a1, weights, Broadcast(x));
-    MultiplyAdd(b0, b1, weights, Broadcast(x + stride));
-    MultiplyAdd(c0, c1, weights, Broadcast(x + 2 * stride));
-    MultiplyAdd(d0, d1, weights, Broadcast(x + 3 * stride));
+    MultiplyAdd(a0, a1, weights, Broadcast<kQuarter>(rows.x0));
+    MultiplyAdd(b0, b1, weights, Broadcast<kQuarter>(rows.x1));
+    MultiplyAdd(c0, c1, weights, Broadcast<kQuarter>(rows.x2));
+    MultiplyAdd(d0, d1, weights, Broadcast<kQuarter>(rows.x3));
   };
-  ForEachQuarter<Weights, Weights::kPairBytes / 256>(tile, multiply);
+  ForEachQuarter<Weights, kLines>(tile, rows, multiply);
   flush[0].Sixteen(a0, a1, sums, 0);
   flush[1].Sixteen(b0, b1, sums + kColumns, 0);
   flush[2].Sixteen(c0, c1, sums + 2 * kColumns, 0);
   flush[3].Sixteen(d0, d1, sums + 3 * kColumns, 0);
 }
 
-/// Weights of 16 columns, widened once for many rows: [step][even k, odd k][16] int16.
-struct WideWeights {
-  static constexpr std::int64_t kPairBytes = 4 * 64;
-
-  template <int kQuarter>
-  [[gnu::always_inline]] static inline __m256i Get(const std::uint8_t* w) {
-    return Load(w + kQuarter * 64);
-  }
-};
-
-template <class Weights>
-void Widen(const std::uint8_t* w, std::int64_t steps, std::uint8_t* wide) {
-  const auto store = [&](int quarter, Sixteen sixteen) __attribute__((always_inline)) {
-    _mm256_store_si256(reinterpret_cast<__m256i*>(wide + quarter * 64), sixteen.low);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(wide + quarter * 64 + 32), sixteen.high);
-  };
-  for (std::int64_t step = 0; step < steps; step += 2) {
-    store(0, GetSixteen<Weights, 0>(w));
-    store(1, GetSixteen<Weights, 1>(w));
-    if (step + 1 == steps) return;
-    store(2, GetSixteen<Weights, 2>(w));
-    store(3, GetSixteen<Weights, 3>(w));
-    w += Weights::kPairBytes;
-    wide += WideWeights::kPairBytes;
-  }
-}
-
-/// From here on widening pays: weights are masked and shifted once instead of for every four rows,
-/// and the tile reads neighbouring lines instead of every fourth.
-constexpr std::int64_t kWideRows = 8;
-
 template <class Weights>
 void Integers(const IntegerPanel& panel, std::int32_t offset) {
-  alignas(64) std::uint8_t wide[kPanelSteps * 128];
   const std::int64_t group_bytes =
       panel.group_steps / 2 * Weights::kPairBytes + panel.group_steps % 2 * kStepBytes;
   const std::int64_t groups = panel.steps / panel.group_steps;
@@ -320,47 +340,39 @@ void Integers(const IntegerPanel& panel, std::int32_t offset) {
     const std::byte* const x = panel.x + group * panel.group_steps * kActivationStepBytes;
     const float* const scales =
         panel.scales == nullptr ? nullptr : panel.scales + group * panel.scales_stride;
-    const auto run = [&](std::int64_t row, std::int64_t rows, std::int64_t column, auto function,
-                         const std::uint8_t* tile_weights) __attribute__((always_inline)) {
-      Flush flush[4];
-      for (std::int64_t r = 0; r < rows; ++r) {
-        flush[r] = {offset * panel.sums_of_x[(row + r) * panel.sums_of_x_stride + group],
-                    scales == nullptr ? nullptr : scales + column};
-      }
+    // As many rows in each tile as in the others: 9 are three times 3.
+    const std::int64_t tiles = (panel.rows + 3) / 4;
+    const std::uint8_t* const next = panel.next + group * group_bytes;
+    const auto run = [&](std::int64_t row, std::int64_t rows, std::int64_t columns, auto function)
+        __attribute__((always_inline)) {
       // Later rows find the next panel on its way already: they touch their own one again.
-      const std::uint8_t* const next =
-          (row == 0 ? panel.next : panel.weights) + group * group_bytes + column * group_bytes / 64;
-      Tile tile{tile_weights, panel.group_steps, x + row * panel.x_stride, panel.x_stride,
-                Prefetcher(next)};
-      function(tile, flush, panel.sums + row * kColumns + column);
-    };
-    const std::int64_t wide_rows = panel.rows >= kWideRows ? panel.rows / 4 * 4 : 0;
-    for (std::int64_t column = 0; column < panel.columns && wide_rows > 0; column += 16) {
-      Widen<Weights>(weights + column * 4, panel.group_steps, wide);
-      for (std::int64_t row = 0; row < wide_rows; row += 4) {
-        run(row, 4, column, Rows4<WideWeights>, wide);
-      }
-    }
-    for (std::int64_t row = wide_rows; row < panel.rows;) {
-      const std::int64_t rows = panel.rows - row < 4 ? panel.rows - row : 4;
-      const std::int64_t slice = rows == 1 ? 64 : rows == 2 ? 32 : 16;
-      for (std::int64_t column = 0; column < panel.columns; column += slice) {
-        const std::uint8_t* const tile_weights = weights + column * 4;
-        switch (rows) {
-          case 1:
-            run(row, 1, column, Rows1<Weights>, tile_weights);
-            break;
-          case 2:
-            run(row, 2, column, Rows2<Weights>, tile_weights);
-            break;
-          case 3:
-            run(row, 3, column, Rows3<Weights>, tile_weights);
-            break;
-          default:
-            run(row, 4, column, Rows4<Weights>, tile_weights);
+      const std::uint8_t* const fetched = row == 0 ? next : weights;
+      for (std::int64_t column = 0; column < panel.columns; column += columns) {
+        Flush flush[4];
+        for (std::int64_t r = 0; r < rows; ++r) {
+          flush[r] = {offset * panel.sums_of_x[(row + r) * panel.sums_of_x_stride + group],
+                      scales == nullptr ? nullptr : scales + column};
         }
+        function(Tile{weights + column * 4, panel.group_steps, x + row * panel.x_stride,
+                      panel.x_stride, Prefetcher(fetched + column * group_bytes / kColumns)},
+                 flush, panel.sums + row * kColumns + column);
       }
-      row += rows;
+    };
+    for (std::int64_t i = 0; i < tiles; ++i) {
+      const std::int64_t row = panel.rows * i / tiles;
+      switch (panel.rows * (i + 1) / tiles - row) {
+        case 1:
+          run(row, 1, 64, Rows1<Weights, Weights::kPairBytes / 64>);
+          break;
+        case 2:
+          run(row, 2, 32, Rows2<Weights, Weights::kPairBytes / 128>);
+          break;
+        case 3:
+          run(row, 3, 16, Rows3<Weights, Weights::kPairBytes / 256>);
+          break;
+        default:
+          run(row, 4, 16, Rows4<Weights, Weights::kPairBytes / 256>);
+      }
     }
   }
 }
