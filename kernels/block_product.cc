@@ -200,9 +200,7 @@ void BlockProduct::Sum(std::int64_t expert, std::int64_t block, RowRange rows,
     const std::int64_t end = layout_.chunks.begin + i + 1;
     for (std::int64_t size = 2; end % size == 0 && end - size >= layout_.chunks.begin; size *= 2) {
       --depth;
-      const float* right = sums.values[depth];
-      float* left = sums.values[depth - 1];
-      for (std::int64_t j = 0; j < count; ++j) left[j] += right[j];
+      tiles_.add(sums.values[depth], count, sums.values[depth - 1]);
     }
   }
   sums.planes = depth;
@@ -262,14 +260,11 @@ void BlockProduct::SumInt8(std::int64_t expert, std::int64_t block, RowRange row
       x += panel_steps * kActivationStepBytes;
       ++sums_of_x;
     }
-    for (std::int64_t r = 0; r < count; r += kBlockColumns) {
-      for (std::int64_t c = 0; c < kBlockColumns; ++c) leaf[r + c] += flushes[r + c] * scales[c];
-    }
+    tiles_.add_scaled(flushes, scales, rows.count, leaf);
     scales += scales_stride_;
   }
   for (std::int64_t r = 0; r < rows.count; ++r) {
-    const float scale = quantised_.scale(rows.begin + r, index);
-    for (std::int64_t c = 0; c < kBlockColumns; ++c) leaf[r * kBlockColumns + c] *= scale;
+    tiles_.scale(quantised_.scale(rows.begin + r, index), kBlockColumns, leaf + r * kBlockColumns);
   }
 }
 
@@ -312,8 +307,7 @@ void BlockProduct::SumInt4(std::int64_t expert, std::int64_t block, RowRange row
     group += groups;
   }
   for (std::int64_t r = 0; r < rows.count; ++r) {
-    const float scale = quantised_.scale(rows.begin + r, index);
-    for (std::int64_t c = 0; c < kBlockColumns; ++c) leaf[r * kBlockColumns + c] *= scale;
+    tiles_.scale(quantised_.scale(rows.begin + r, index), kBlockColumns, leaf + r * kBlockColumns);
   }
 }
 

@@ -66,6 +66,12 @@ struct MatmulTiles {
   void (*int4)(const IntegerPanel& panel);
   void (*bf16)(const FloatPanel& panel);
   void (*f32)(const FloatPanel& panel);
+  /// Passes over sums (matmul_passes.h).
+  void (*add_scaled)(const float* flushes, const float* scales, std::int64_t rows, float* sums);
+  void (*scale)(float factor, std::int64_t count, float* sums);
+  void (*add)(const float* x, std::int64_t count, float* sums);
+  void (*gelu_tanh)(const float* gate, const float* up, std::int64_t count, float* out);
+  void (*silu)(const float* gate, const float* up, std::int64_t count, float* out);
   /// Run the instructions that the integer (float) tiles spend their time in on registers, so many
   /// times, and tell how many operations of the product that were: a multiply-add is two.
   std::int64_t (*integer_peak)(std::int64_t repetitions);
