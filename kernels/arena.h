@@ -30,6 +30,8 @@ class Arena {
   TensorView Take(DType dtype, Shape shape);
 
   std::int64_t bytes_left() const { return bytes_ - used_; }
+  /// All of it, as bytes.
+  ConstTensorView memory() const { return {data_, DType::kU8, Shape{bytes_}}; }
 
  private:
   std::byte* data_ = nullptr;

@@ -23,7 +23,8 @@ enum class Split : std::uint8_t {
   kByInput,   // over K: a rank has some of the 8 chunks, and adds partial products
 };
 
-/// Most rows of a scale group of int4.
+/// Rows of a scale group of int4 where we choose it, and the most there may be.
+inline constexpr std::int64_t kInt4GroupRows = 64;
 inline constexpr std::int64_t kMaxInt4GroupRows = 512;
 
 /// Rows of one block: 64 neighbouring columns of W.

@@ -31,7 +31,7 @@ namespace {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   dup2(open("/dev/null", O_RDONLY | O_CLOEXEC), STDIN_FILENO);
-  dup2(STDERR_FILENO, STDOUT_FILENO);
+  dup2(command.output_fd >= 0 ? command.output_fd : STDERR_FILENO, STDOUT_FILENO);
   if (command.kept_fd >= 0) fcntl(command.kept_fd, F_SETFD, 0);
   for (const auto& [name, value] : command.environment) setenv(name.c_str(), value.c_str(), 1);
   std::vector<char*> arguments;

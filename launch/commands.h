@@ -12,6 +12,7 @@ int RunServe(const Options& options);
 int RunRank(const Options& options);
 int RunGenerate(const Options& options);
 int RunScore(const Options& options);
+int RunBench(const Options& options);
 int RunChat(const Options& options);
 int RunInspect(const Options& options);
 int RunPlan(const Options& options);

@@ -50,6 +50,28 @@ CpuSet TakeCores() {
   return set;
 }
 
+std::string ProcessorName() {
+  const Topology host = ThisHost();
+  const hwloc_obj_t package = hwloc_get_obj_by_type(host.get(), HWLOC_OBJ_PACKAGE, 0);
+  const char* const name =
+      package == nullptr ? nullptr : hwloc_obj_get_info_by_name(package, "CPUModel");
+  return name == nullptr ? "a processor without a name" : name;
+}
+
+std::int64_t LastLevelCacheBytes() {
+  const Topology host = ThisHost();
+  std::int64_t bytes = 0;
+  for (const hwloc_obj_type_t level :
+       {HWLOC_OBJ_L4CACHE, HWLOC_OBJ_L3CACHE, HWLOC_OBJ_L2CACHE, HWLOC_OBJ_L1CACHE}) {
+    for (hwloc_obj_t cache = nullptr;
+         (cache = hwloc_get_next_obj_by_type(host.get(), level, cache)) != nullptr;) {
+      bytes += static_cast<std::int64_t>(cache->attr->cache.size);
+    }
+    if (bytes > 0) break;
+  }
+  return bytes;
+}
+
 int CountCores(const CpuSet& set) {
   const Topology host = ThisHost();
   const Bitmap cores(hwloc_bitmap_alloc());

@@ -2,6 +2,8 @@
 #define JUBAL_LAUNCH_CORES_H_
 
 #include <array>
+#include <cstdint>
+#include <string>
 
 namespace jubal {
 
@@ -14,6 +16,12 @@ CpuSet TakeCores();
 
 /// Cores with a hardware thread in `set`; at least 1.
 int CountCores(const CpuSet& set);
+
+/// What this host calls its processor: "AMD EPYC 7763 64-Core Processor".
+std::string ProcessorName();
+
+/// Bytes of the caches nearest to memory, all of this host's together; 0 if it does not tell.
+std::int64_t LastLevelCacheBytes();
 
 }  // namespace jubal
 

@@ -26,6 +26,8 @@ int Run(const Options& options) {
       return RunGenerate(options);
     case Command::kScore:
       return RunScore(options);
+    case Command::kBench:
+      return RunBench(options);
     case Command::kChat:
       return RunChat(options);
     case Command::kInspect:

@@ -21,8 +21,10 @@ ChildCommand MpirunCommand(const MpiJob& job) {
   set("OMPI_MCA_hwloc_base_binding_policy", "none");
   set("OMPI_MCA_odls_base_sigkill_timeout", "0");  // without it a rank's death takes a second
   if (!job.hostfile) {
-    set("OMPI_MCA_orte_tmpdir_base", job.session_directory.string());
-    set("OMPI_MCA_btl_vader_backing_directory", job.shared_memory_directory.string());
+    if (!job.session_directory.empty()) {
+      set("OMPI_MCA_orte_tmpdir_base", job.session_directory.string());
+      set("OMPI_MCA_btl_vader_backing_directory", job.shared_memory_directory.string());
+    }
     // On one host there is no network to probe for.
     set("OMPI_MCA_pml", "ob1");
     set("OMPI_MCA_btl", "self,vader");
@@ -37,9 +39,7 @@ ChildCommand MpirunCommand(const MpiJob& job) {
   }
   command.arguments.insert(command.arguments.end(), job.mpirun_arguments.begin(),
                            job.mpirun_arguments.end());
-  command.arguments.insert(command.arguments.end(),
-                           {job.program.string(), "rank", "--coordinator=" + job.control,
-                            fmt::format("--epoch={}", job.epoch)});
+  command.arguments.push_back(job.program.string());
   command.arguments.insert(command.arguments.end(), job.rank_arguments.begin(),
                            job.rank_arguments.end());
   return command;

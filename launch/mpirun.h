@@ -1,7 +1,6 @@
 #ifndef JUBAL_LAUNCH_MPIRUN_H_
 #define JUBAL_LAUNCH_MPIRUN_H_
 
-#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -17,13 +16,11 @@ struct MpiJob {
   int ranks = 1;
   std::optional<std::string> hostfile;        // none: all ranks on this host
   std::vector<std::string> mpirun_arguments;  // the user's
-  std::vector<std::string> rank_arguments;
-  std::string control;               // the coordinator's address
-  std::optional<std::string> token;  // of the control connection, on TCP
-  std::uint32_t epoch = 1;
+  std::vector<std::string> rank_arguments;    // of the program, its command first
+  std::optional<std::string> token;           // of the control connection, on TCP
 
-  // For what Open MPI keeps in files; they must exist. Only used without a hostfile: other hosts
-  // have no such directories.
+  // For what Open MPI keeps in files; they must exist. Empty: where it likes. Only used without a
+  // hostfile: other hosts have no such directories.
   std::filesystem::path session_directory;
   std::filesystem::path shared_memory_directory;
 };

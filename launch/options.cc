@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <set>
 #include <sstream>
 #include <string_view>
 
@@ -62,16 +63,72 @@ struct Value {
     return *bytes;
   }
 
-  std::vector<TokenId> Ids() const {
-    std::vector<TokenId> ids;
+  /// `example` is what to give, for the message about a list that is empty or has no end.
+  template <class Integer>
+  std::vector<Integer> List(Integer low, Integer high, const char* example) const {
+    std::vector<Integer> numbers;
     std::istringstream items(text);
     for (std::string item; std::getline(items, item, ',');) {
-      ids.push_back(Value{flag, item}.Int<TokenId>(0, std::numeric_limits<TokenId>::max()));
+      numbers.push_back(Value{flag, item}.Int<Integer>(low, high));
     }
-    if (ids.empty() || text.back() == ',') {
-      Refuse(fmt::format("{} is '{}': give token ids such as 5,17,3", flag, text));
+    if (numbers.empty() || text.back() == ',') {
+      Refuse(fmt::format("{} is '{}': give {}", flag, text, example));
     }
-    return ids;
+    return numbers;
+  }
+
+  std::vector<TokenId> Ids() const {
+    return List<TokenId>(0, std::numeric_limits<TokenId>::max(), "token ids such as 5,17,3");
+  }
+
+  CpuIsa Isa() const {
+    std::vector<std::string_view> tiers;
+    for (int i = 0; i <= static_cast<int>(BestCpuIsa()); ++i) {
+      tiers.push_back(NameOf(static_cast<CpuIsa>(i)));
+      if (text == tiers.back()) return static_cast<CpuIsa>(i);
+    }
+    Refuse(fmt::format("{} is '{}': the best that this CPU has is {}; give {}", flag, text,
+                       tiers.back(), fmt::join(tiers, " or ")));
+  }
+
+  SyntheticShape Shape() const {
+    struct Key {
+      std::string_view name;
+      std::int64_t SyntheticShape::*member;
+      std::int64_t high;
+    };
+    // Bounds far above any model: with them no sum of bytes overflows.
+    static constexpr std::array kKeys{Key{"hidden", &SyntheticShape::hidden, 1 << 16},
+                                      Key{"heads", &SyntheticShape::heads, 1 << 10},
+                                      Key{"kv_heads", &SyntheticShape::kv_heads, 1 << 10},
+                                      Key{"head_dim", &SyntheticShape::head_dim, 1 << 8},
+                                      Key{"experts", &SyntheticShape::experts, 1 << 10},
+                                      Key{"top_k", &SyntheticShape::top_k, 1 << 10},
+                                      Key{"expert_hidden", &SyntheticShape::expert_hidden, 1 << 20},
+                                      Key{"layers", &SyntheticShape::layers, 1 << 10},
+                                      Key{"vocab", &SyntheticShape::vocabulary, 1 << 20}};
+    SyntheticShape shape;
+    std::set<std::string> given;
+    std::istringstream items(text);
+    for (std::string item; std::getline(items, item, ',');) {
+      const std::size_t equals = std::min(item.find('='), item.size());
+      const std::string name = item.substr(0, equals);
+      const auto key = std::find_if(kKeys.begin(), kKeys.end(),
+                                    [&](const Key& candidate) { return candidate.name == name; });
+      if (key == kKeys.end() || equals == item.size()) {
+        std::string names;
+        for (const Key& known : kKeys) names += fmt::format(" {}", known.name);
+        Refuse(fmt::format("{} has '{}': give KEY=NUMBER,... with the keys{}", flag, item, names));
+      }
+      if (!given.insert(name).second) Refuse(fmt::format("{} has {} twice", flag, name));
+      shape.*key->member =
+          Value{fmt::format("{} {}", flag, name), item.substr(equals + 1)}.Int<std::int64_t>(
+              1, key->high);
+    }
+    if (given.empty() || text.back() == ',') {
+      Refuse(fmt::format("{} is '{}': give KEY=NUMBER,...", flag, text));
+    }
+    return shape;
   }
 
   const std::string& Address() const {
@@ -98,7 +155,8 @@ constexpr unsigned kLocal = In(Command::kGenerate) | In(Command::kScore);  // ne
 constexpr unsigned kServing = In(Command::kServe) | In(Command::kRank);
 constexpr unsigned kTables = In(Command::kPlan) | In(Command::kInspect);
 constexpr unsigned kSampling = In(Command::kGenerate) | In(Command::kChat);
-constexpr unsigned kEngine = kLocal | kServing;
+constexpr unsigned kServed = kLocal | kServing | kTables;  // know the load by flags alone
+constexpr unsigned kEngine = kLocal | kServing | In(Command::kBench);
 constexpr unsigned kPlanned = kEngine | kTables;
 constexpr unsigned kAll = kPlanned | kSampling | In(Command::kCoordinator);
 
@@ -116,6 +174,7 @@ struct Flag {
 
 constexpr int kMaxRanks = 1024;
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 24;
+constexpr std::int64_t kMaxRunning = 1 << 14;
 
 /// Every flag of every command.
 constexpr std::array kFlags{
@@ -156,6 +215,43 @@ constexpr std::array kFlags{
     Flag{"server", "HOST:PORT", In(Command::kChat), "a running server (default 127.0.0.1:50051)",
          [](Options& o, const Value& v) { o.server = v.Text(); }},
 
+    Flag{"synthetic", "SHAPE", In(Command::kBench),
+         "measure a model of Grok-1's family with random weights and this shape: KEY=NUMBER,... "
+         "with the keys above",
+         [](Options& o, const Value& v) { o.bench.synthetic = v.Shape(); }},
+    Flag{"weights", "TYPE", In(Command::kBench),
+         "with --synthetic: how weights are stored, int8, bf16 or int4 (default int8)",
+         [](Options& o, const Value& v) {
+           for (const WeightType type : {WeightType::kInt8, WeightType::kBf16, WeightType::kInt4}) {
+             if (v.text == NameOf(type)) o.bench.weights = type;
+           }
+           if (!o.bench.weights) {
+             Refuse(fmt::format("{} is '{}': give int8, bf16 or int4", v.flag, v.text));
+           }
+         }},
+    Flag{"prefill", "N", In(Command::kBench),
+         "tokens of the prompt of test ppN (default 512; 0 leaves the test out)",
+         [](Options& o, const Value& v) { o.bench.prefill = v.Int<std::int64_t>(0, kMaxTokens); }},
+    Flag{"decode", "N", In(Command::kBench),
+         "steps of test tgN, each of one token for every sequence (default 32; 0 leaves the test "
+         "out)",
+         [](Options& o, const Value& v) { o.bench.decode = v.Int<std::int64_t>(0, 1 << 16); }},
+    Flag{"batch", "LIST", In(Command::kBench),
+         "sequences that tgN decodes at once (default 1,8,16)",
+         [](Options& o, const Value& v) {
+           o.bench.batches = v.List<std::int64_t>(1, kMaxRunning, "numbers such as 1,8,16");
+         }},
+    Flag{"depth", "LIST", In(Command::kBench),
+         "tokens that every sequence has before the test (default 0)",
+         [](Options& o, const Value& v) {
+           o.bench.depths = v.List<std::int64_t>(0, kMaxTokens, "numbers such as 0,4096");
+         }},
+    Flag{"scaling", "LIST", In(Command::kBench),
+         "start the ranks with mpirun, once for each number in the list, and compare",
+         [](Options& o, const Value& v) {
+           o.bench.scaling = v.List<int>(1, kMaxRanks, "numbers of ranks such as 1,2,4");
+         }},
+
     Flag{"max-tokens", "N", kSampling,
          "most tokens to generate (default 256, or what the context leaves)",
          [](Options& o, const Value& v) { o.max_tokens = v.Int<std::int64_t>(1, kMaxTokens); }},
@@ -190,7 +286,7 @@ constexpr std::array kFlags{
     Flag{"ignore-eos", nullptr, kSampling, "go on after an end-of-text token",
          [](Options& o, const Value&) { o.ignore_eos = true; }},
 
-    Flag{"kv-memory", "SIZE", kPlanned,
+    Flag{"kv-memory", "SIZE", kServed,
          "most memory for keys and values on each rank (default 1GiB)",
          [](Options& o, const Value& v) { o.serving.kv_memory = v.Size(); }},
     Flag{"kv", "TYPE", kPlanned, "how keys and values are kept: f32, f16 or int8 (default f16)",
@@ -205,14 +301,14 @@ constexpr std::array kFlags{
              Refuse(fmt::format("{} is '{}': give f32, f16 or int8", v.flag, v.text));
            }
          }},
-    Flag{"prefill-chunk", "N", kPlanned,
+    Flag{"prefill-chunk", "N", kServed,
          "most tokens of one prompt computed in one step (default 256)",
          [](Options& o, const Value& v) {
            o.serving.prefill_chunk = v.Int<std::int64_t>(1, 1 << 16);
          }},
-    Flag{"max-running", "N", kPlanned, "most requests computed at the same time (default 32)",
+    Flag{"max-running", "N", kServed, "most requests computed at the same time (default 32)",
          [](Options& o, const Value& v) {
-           o.serving.max_running = v.Int<std::int64_t>(1, 1 << 14);
+           o.serving.max_running = v.Int<std::int64_t>(1, kMaxRunning);
          }},
     Flag{"exchange", "FORM", kPlanned,
          "how tokens meet their experts: replicated or alltoall (default replicated)",
@@ -232,10 +328,17 @@ constexpr std::array kFlags{
     Flag{"threads", "T", kEngine,
          "threads of each rank (default: the host's cores shared among its ranks)",
          [](Options& o, const Value& v) { o.threads = v.Int(1, 1024); }},
+    Flag{"isa", "TIER", kEngine,
+         "instruction set to compute with: portable, avx2 or avx512 (default: the best one that "
+         "all ranks have)",
+         [](Options& o, const Value& v) { o.isa = v.Isa(); }},
     Flag{"device-memory", "SIZE", In(Command::kPlan),
          "memory of each rank: exit with status 78 if the model does not fit",
          [](Options& o, const Value& v) { o.device_memory = v.Size(); }},
-    Flag{"json", nullptr, kLocal | kTables, "print JSON, and nothing else, on standard output",
+    Flag{"csv", nullptr, In(Command::kBench), "print comma-separated values",
+         [](Options& o, const Value&) { o.bench.csv = true; }},
+    Flag{"json", nullptr, kLocal | kTables | In(Command::kBench),
+         "print JSON, and nothing else, on standard output",
          [](Options& o, const Value&) { o.json = true; }},
 
     Flag{"coordinator", "ADDRESS", In(Command::kRank),
@@ -285,6 +388,21 @@ constexpr std::array kCommands{
                 "token's\nprobability given those before it.\n\n"
                 "  jubal score --model /models/demo --text-file book.txt\n"
                 "  mpirun -n 4 jubal score --model /models/demo --ids 5,17,3 --json\n"},
+    CommandText{
+        Command::kBench, "bench",
+        "[mpirun -n RANKS] jubal bench (--model DIR | --synthetic SHAPE) [flags]",
+        "speed of a model on this machine, beside the machine's limits",
+        "Times ppN, a prompt of N tokens, and tgN, N steps that add a token to each sequence of a\n"
+        "batch, and prints a table in Markdown. Every line has the bytes that a step must move\n"
+        "(weights it touches once, keys and values), their share of the bandwidth at which the\n"
+        "ranks just read memory, and the share that the operations asked for (2 for each weight\n"
+        "that a token meets) have of the peak of arithmetic. docs/benchmarks.md explains more.\n\n"
+        "What a synthetic SHAPE leaves out is as in\n"
+        "  hidden=3072,heads=24,kv_heads=8,head_dim=128,experts=8,top_k=2,expert_hidden=8192,"
+        "layers=8,vocab=32768\n\n"
+        "  jubal bench --synthetic layers=8 --batch 1,8\n"
+        "  mpirun -n 8 jubal bench --model /models/grok-1 --depth 0,4096 --csv\n"
+        "  jubal bench --synthetic layers=4,experts=16 --scaling 1,2,4 --json\n"},
     CommandText{Command::kChat, "chat", "jubal chat [--server HOST:PORT] [flags]",
                 "write a text together with a served model",
                 "The model continues what you type; each line joins the text so far. Ctrl-C stops "
@@ -458,8 +576,22 @@ void RequireOneOf(const char* first, bool has_first, const char* second, bool ha
   }
 }
 
+void CheckBench(const Options& o, const CommandText& command) {
+  RequireOneOf("--model", !o.model.empty(), "--synthetic", o.bench.synthetic.has_value(),
+               command.name);
+  if (o.bench.weights && !o.bench.synthetic) {
+    Refuse("--weights goes with --synthetic: a model's weights are served as they are stored");
+  }
+  if (o.bench.prefill == 0 && o.bench.decode == 0) {
+    Refuse("--prefill 0 and --decode 0 leave nothing to measure");
+  }
+  if (o.json && o.bench.csv) Refuse("--json and --csv exclude each other");
+}
+
 void CheckComplete(const Options& o, const CommandText& command) {
-  if ((In(o.command) & (kPlanned | In(Command::kCoordinator))) != 0 && o.model.empty()) {
+  if (o.command == Command::kBench) {
+    CheckBench(o, command);
+  } else if ((In(o.command) & (kPlanned | In(Command::kCoordinator))) != 0 && o.model.empty()) {
     Refuse(fmt::format("jubal {} needs --model DIR", command.name));
   }
   if (o.command == Command::kGenerate) {
@@ -475,6 +607,14 @@ void CheckComplete(const Options& o, const CommandText& command) {
   if (o.command == Command::kCoordinator && (o.control.empty() || o.supervisor_fd < 0)) {
     Refuse("jubal coordinator is started by jubal serve");
   }
+}
+
+/// Whether a flag of a command that starts ranks goes on to them as it was given.
+bool IsForRanks(const Flag& flag, Command command) {
+  const std::string_view name = flag.name;
+  return command == Command::kServe
+             ? (flag.commands & In(Command::kRank)) != 0
+             : command == Command::kBench && flag.value != nullptr && name != "scaling";
 }
 
 }  // namespace
@@ -510,7 +650,7 @@ Options ParseCommandLine(std::span<const std::string> arguments) {
       options.help = HelpFor(*command);
       return options;
     }
-    if (options.command == Command::kServe && (flag->commands & In(Command::kRank)) != 0) {
+    if (IsForRanks(*flag, options.command)) {
       options.rank_arguments.push_back(fmt::format("{}={}", value.flag, value.text));
     }
   }

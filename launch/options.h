@@ -7,8 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu_isa.h"
+#include "kernels/packed_matrix.h"
 #include "parallel/plan.h"
 #include "runtime/memory_plan.h"
+#include "runtime/model_source.h"
 #include "runtime/request.h"
 #include "runtime/token.h"
 
@@ -19,6 +22,7 @@ enum class Command {
   kRank,
   kGenerate,
   kScore,
+  kBench,
   kChat,
   kInspect,
   kPlan,
@@ -39,6 +43,18 @@ struct SamplingOptions {
   std::optional<std::uint64_t> seed;
 };
 
+/// What jubal bench measures, and how it prints that.
+struct BenchOptions {
+  std::optional<SyntheticShape> synthetic;  // else options.model
+  std::optional<WeightType> weights;        // of a synthetic model
+  std::int64_t prefill = 512;               // tokens; 0: no such test
+  std::int64_t decode = 32;                 // steps; 0: no such test
+  std::vector<std::int64_t> batches{1, 8, 16};
+  std::vector<std::int64_t> depths{0};
+  std::vector<int> scaling;  // numbers of ranks to start; empty: none, this is a rank
+  bool csv = false;
+};
+
 /// The command line, read and checked as far as that is possible without the model. A flag means
 /// the same in every command that takes it.
 struct Options {
@@ -51,6 +67,7 @@ struct Options {
   std::optional<int> expert_parallel;
   int data_parallel = 1;
   std::optional<int> threads;
+  std::optional<CpuIsa> isa;
   ServingOptions serving;
   std::optional<std::int64_t> device_memory;
   bool json = false;
@@ -64,6 +81,8 @@ struct Options {
   std::vector<std::string> stop;
   bool ignore_eos = false;
 
+  BenchOptions bench;
+
   std::string listen = "127.0.0.1:50051";
   bool insecure = false;  // other hosts may connect without encryption and token
   std::optional<std::string> hostfile;
@@ -76,7 +95,8 @@ struct Options {
   std::string control;  // coordinator: where ranks connect
   int supervisor_fd = -1;
 
-  /// serve: the flags given that mean something to its ranks, too, ready for their command line.
+  /// serve and bench: the flags given that mean something to the ranks that they start, too, ready
+  /// for those ranks' command line.
   std::vector<std::string> rank_arguments;
 };
 

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <string>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -62,7 +63,32 @@ class Progress {
   bool ended_ = false;
 };
 
+class TestProgress {
+ public:
+  explicit TestProgress(std::string test) : test_(std::move(test)) {}
+
+  void operator()(std::int64_t done, std::int64_t total) {
+    const Clock::time_point now = Clock::now();
+    if (!terminal_ || (done < total && now - last_ < std::chrono::milliseconds(200))) return;
+    last_ = now;
+    const double share = static_cast<double>(done) / static_cast<double>(total);
+    const double left = Seconds(now - begin_).count() * (1 - share) / share;
+    fmt::print(stderr, "\r\x1b[K");
+    if (done < total)
+      fmt::print(stderr, "{}: {:.0f} %, {} left", test_, 100 * share, TimeText(left));
+    std::fflush(stderr);
+  }
+
+ private:
+  const bool terminal_ = isatty(STDERR_FILENO) != 0;
+  const std::string test_;
+  const Clock::time_point begin_ = Clock::now();
+  Clock::time_point last_ = begin_;
+};
+
 }  // namespace
+
+StepProgress TestProgressLine(const std::string& test) { return TestProgress(test); }
 
 LoadProgress ProgressLine(bool leader) {
   if (!leader) return [](std::int64_t, std::int64_t) {};

@@ -286,14 +286,16 @@ class Supervisor {
 
   void StartJob() {
     const std::string name = fmt::format("epoch-{}", epoch_);
+    std::vector<std::string> arguments{"rank", "--coordinator=" + control_,
+                                       fmt::format("--epoch={}", epoch_)};
+    arguments.insert(arguments.end(), options_.rank_arguments.begin(),
+                     options_.rank_arguments.end());
     const MpiJob job{.program = program_,
                      .ranks = options_.ranks,
                      .hostfile = options_.hostfile,
                      .mpirun_arguments = options_.mpirun_arguments,
-                     .rank_arguments = options_.rank_arguments,
-                     .control = control_,
+                     .rank_arguments = std::move(arguments),
                      .token = token_,
-                     .epoch = epoch_,
                      .session_directory = sockets_.path() / name,
                      .shared_memory_directory = shared_memory_.path() / name};
     fs::create_directory(job.session_directory);

@@ -1,10 +1,13 @@
 #include "launch/world.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <thread>
@@ -15,9 +18,9 @@
 #include "kernels/cpu_isa.h"
 #include "kernels/error.h"
 #include "kernels/paged_attention.h"
-#include "kernels/stream.h"
 #include "launch/cores.h"
 #include "launch/memory_size.h"
+#include "parallel/gather_values.h"
 #include "parallel/local_communicator.h"
 #include "parallel/mpi_communicator.h"
 #include "runtime/memory_plan.h"
@@ -35,19 +38,6 @@ class AgreedError : public UserError {
   using UserError::UserError;
 };
 
-template <class T>
-std::vector<T> GatherOne(Communicator& group, const T& mine) {
-  std::vector<T> all(static_cast<std::size_t>(group.size()));
-  const std::vector<std::int64_t> rows(all.size(), 1);
-  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(T));
-  Stream stream(Device::kCpu);
-  group.AllGatherRows(
-      TensorView(reinterpret_cast<std::byte*>(all.data()), DType::kU8, {group.size(), kBytes}),
-      ConstTensorView(reinterpret_cast<const std::byte*>(&mine), DType::kU8, {1, kBytes}), rows,
-      stream);
-  return all;
-}
-
 int Fail(int rank, int size, std::string_view message, int status) {
   if (size == 1) {
     PrintError(message);
@@ -61,7 +51,7 @@ int Fail(int rank, int size, std::string_view message, int status) {
 
 void ShareCores(Communicator& node, std::optional<int> threads) {
   const CpuSet mine = TakeCores();
-  const std::vector<CpuSet> sets = GatherOne(node, mine);
+  const std::vector<CpuSet> sets = GatherValues(node, mine);
   const auto sharing = std::count(sets.begin(), sets.end(), mine);
   const int fair = std::max(1, CountCores(mine) / static_cast<int>(sharing));
 #ifdef _OPENMP
@@ -139,7 +129,7 @@ void Agree(Communicator& world, const std::function<void()>& step) {
     message.resize(std::strlen(error.what()));
     std::memcpy(message.data(), error.what(), message.size());
   }
-  const std::vector<int> all = GatherOne(world, status);
+  const std::vector<int> all = GatherValues(world, status);
   const auto first = std::find_if(all.begin(), all.end(), [](int s) { return s != EXIT_SUCCESS; });
   if (first == all.end()) return;
   const auto rank = static_cast<int>(first - all.begin());
@@ -149,24 +139,48 @@ void Agree(Communicator& world, const std::function<void()>& step) {
   throw AgreedError(static_cast<ExitStatus>(*first), text);
 }
 
+ModelSource OpenModel(const Options& options) {
+  if (options.bench.synthetic) {
+    return ModelSource::Synthetic(*options.bench.synthetic,
+                                  options.bench.weights.value_or(WeightType::kInt8));
+  }
+  return ModelSource::Open(options.model);
+}
+
 SeatedRank TakeSeat(const Options& options, std::unique_ptr<Communicator> world,
                     const std::function<void(const ModelSource&, const ParallelPlan&)>& check) {
   std::optional<ModelSource> source;
   ParallelPlan plan;
   Agree(*world, [&] {
-    source = ModelSource::Open(options.model);
+    source = OpenModel(options);
     plan = MakePlan(world->size(), static_cast<int>(source->model().experts), options.exchange,
                     options.expert_parallel, options.data_parallel);
     LimitsOf(source->model(), plan, options.serving);
     if (world->rank() == 0) check(*source, plan);
   });
-  const std::vector<CpuIsa> tiers = GatherOne(*world, BestCpuIsa());
+  const std::vector<CpuIsa> tiers = GatherValues(*world, options.isa.value_or(BestCpuIsa()));
   ForceCpuIsa(*std::min_element(tiers.begin(), tiers.end()));
 
   SeatedRank seated{std::move(*source), MakeMesh(plan, std::move(world))};
   ShareCores(*seated.mesh.node, options.threads);
   if (seated.mesh.leader()) ReportPlan(seated.source, seated.mesh, options.serving);
   return seated;
+}
+
+void RequireMemory(const SeatedRank& rank, const ServingOptions& options) {
+  const std::int64_t mine =
+      PlanMemory(rank.source, rank.mesh.plan, rank.mesh.seat, options).total();
+  const std::vector<std::int64_t> neighbours = GatherValues(*rank.mesh.node, mine);
+  Agree(*rank.mesh.world, [&] {
+    const std::int64_t needed =
+        std::accumulate(neighbours.begin(), neighbours.end(), std::int64_t{0});
+    const std::int64_t memory = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+    if (needed > memory) {
+      throw UserError(ExitStatus::kConfig,
+                      fmt::format("the ranks on one host need {} together, but it has {} of memory",
+                                  MemorySizeText(needed), MemorySizeText(memory)));
+    }
+  });
 }
 
 }  // namespace jubal

@@ -18,6 +18,7 @@
 #include "kernels/route_top_k.h"
 #include "kernels/run.h"
 #include "parallel/all_reduce.h"
+#include "runtime/random_weights.h"
 
 namespace jubal {
 namespace {
@@ -68,7 +69,8 @@ Decoder::Decoder(const ModelSource& source, const Mesh& mesh, const ServingOptio
       weight_arena_(memory_.weight_bytes),
       kv_arena_(memory_.kv_bytes),
       activation_arena_(memory_.activation_bytes),
-      weights_(LoadWeights(source, mesh, weight_arena_, progress)),
+      weights_(source.has_files() ? LoadWeights(source, mesh, weight_arena_, progress)
+                                  : RandomWeights(source, mesh, weight_arena_, progress)),
       kv_(TakeKvLayers(model_, mesh.plan, mesh.seat, options, kv_arena_)),
       a_(TakeActivations(source, mesh.plan, mesh.seat, options, activation_arena_)),
       exchange_(MakeExpertExchange(mesh, ExchangeSizesOf(model_, memory_.limits), a_.exchange)) {
@@ -148,7 +150,7 @@ void Decoder::Layer(std::int64_t layer) {
   Run(Add{.into = hidden, .x = block_out}, stream_);
 
   Run(RmsNorm{.out = normed, .x = hidden, .scale = w.moe_norm, .epsilon = epsilon}, stream_);
-  Experts(w);  // normed → block_out
+  Experts(layer, w);  // normed → block_out
   if (!w.moe_out_norm.empty()) {
     Run(RmsNorm{.out = block_out, .x = block_out, .scale = w.moe_out_norm, .epsilon = epsilon},
         stream_);
@@ -199,7 +201,7 @@ void Decoder::Attention(const LayerWeights& w, const KvLayer& pages) {
       *mesh_.tensor, stream_);
 }
 
-void Decoder::Experts(const LayerWeights& w) {
+void Decoder::Experts(std::int64_t layer, const LayerWeights& w) {
   const TensorView normed = Tokens(a_.normed);
   const TensorView logits = Tokens(a_.router_logits);
   const TensorView topk_ids = Tokens(a_.topk_ids);
@@ -212,6 +214,7 @@ void Decoder::Experts(const LayerWeights& w) {
                 .logits = logits,
                 .renormalize = model_.renormalize_router},
       stream_);
+  if (routing_observer_) routing_observer_(layer, topk_ids);
 
   const ExpertBatch batch = exchange_->Dispatch(normed, topk_ids, stream_);  // tokens to experts
   Run(GatedExperts{.out = batch.partials,

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "kernels/arena.h"
@@ -23,18 +24,27 @@ namespace jubal {
 /// groups. The view is valid during the call.
 using LogitsSink = std::function<void(std::int64_t first, ConstTensorView logits)>;
 
+/// Called on every rank, in every layer of a step, with the experts that were picked for each token
+/// of the rank's data group: topk_ids [tokens, top_k] i32, valid during the call.
+using RoutingObserver = std::function<void(std::int64_t layer, ConstTensorView topk_ids)>;
+
 /// One model on one rank: its share of the weights, its KV pages, its buffers, and the forward
 /// pass. All memory is taken by the constructor, as PlanMemory says. Not thread-safe; every rank of
 /// the mesh makes the same calls.
 class Decoder {
  public:
-  /// Allocates and loads. Collective. `mesh` must outlive the decoder. Throws UserError.
+  /// Allocates and loads; a model without files gets random weights. Collective. `mesh` must
+  /// outlive the decoder. Throws UserError.
   Decoder(const ModelSource& source, const Mesh& mesh, const ServingOptions& options,
           const LoadProgress& progress);
 
   /// Computes one step: stores the keys and values of its rows and, for its logit_rows, hands the
   /// leader the logits of the next token. Collective.
   void Forward(const StepPlan& plan, const LogitsSink& sink);
+
+  /// From now on `observer` sees the routing; an empty one ends that. For measurements: no result
+  /// may depend on what it sees.
+  void ObserveRouting(RoutingObserver observer) { routing_observer_ = std::move(observer); }
 
   const ModelDescription& model() const { return model_; }
   const MemoryPlan& memory() const { return memory_; }
@@ -43,13 +53,17 @@ class Decoder {
   Stream& stream() { return stream_; }
   /// Leader: for the sampling operations.
   TensorView sample_workspace() const { return a_.sample_workspace; }
+  /// All the bytes of this rank's weights, to read from.
+  ConstTensorView weight_memory() const { return weight_arena_.memory(); }
+  /// The pages of keys and values, one KvLayer per layer.
+  const std::vector<KvLayer>& kv_layers() const { return kv_; }
 
  private:
   void UploadInputs(const GroupStep& step);
   void EmbedTokens();
   void Layer(std::int64_t layer);
   void Attention(const LayerWeights& w, const KvLayer& pages);
-  void Experts(const LayerWeights& w);
+  void Experts(std::int64_t layer, const LayerWeights& w);
   void Logits(const StepPlan& plan, const LogitsSink& sink);
   void GatherLogits(const StepPlan& plan, std::int64_t slice, std::int64_t rows,
                     const LogitsSink& sink);
@@ -67,6 +81,7 @@ class Decoder {
   Activations a_;
   std::unique_ptr<ExpertExchange> exchange_;
   Stream stream_{Device::kCpu};
+  RoutingObserver routing_observer_;
 
   // The step under way.
   std::int64_t tokens_ = 0;

@@ -123,7 +123,8 @@ StepLimits LimitsOf(const ModelDescription& model, const ParallelPlan& plan,
     page_bytes = std::max(
         page_bytes, KvLayerShape(model, plan, index, options.kv_type).PageBytes() * model.layers);
   }
-  const std::int64_t context_pages = (model.context + kPageTokens - 1) / kPageTokens;
+  const std::int64_t context = std::min(model.context, options.context.value_or(model.context));
+  const std::int64_t context_pages = (context + kPageTokens - 1) / kPageTokens;
   StepLimits limits;
   limits.num_pages = std::min(options.kv_memory / page_bytes, context_pages * options.max_running);
   if (limits.num_pages < 1) {
@@ -133,7 +134,7 @@ StepLimits LimitsOf(const ModelDescription& model, const ParallelPlan& plan,
                                 options.kv_memory, kPageTokens, page_bytes));
   }
   limits.max_pages = std::min(context_pages, limits.num_pages);
-  limits.context = std::min(model.context, limits.max_pages * kPageTokens);
+  limits.context = std::min(context, limits.max_pages * kPageTokens);
   limits.max_sequences = options.max_running;
   limits.max_tokens = std::max(options.prefill_chunk, options.max_running);
   limits.logit_rows = std::min(limits.max_tokens, kMaxLogitRows);
@@ -168,6 +169,32 @@ MemoryPlan PlanMemory(const ModelSource& source, const ParallelPlan& plan, const
                       memory.activation_bytes += bytes;
                       AddTo(memory.lines, what, bytes);
                     });
+  return memory;
+}
+
+std::vector<WeightMemory> TakeWeights(const ModelSource& source, const ParallelPlan& plan,
+                                      const Seat& seat, Arena& arena, Weights& weights) {
+  const ModelDescription& model = source.model();
+  weights.layers.resize(static_cast<std::size_t>(model.layers));
+  std::vector<WeightMemory> memory(source.weights().size());
+  for (std::size_t i = 0; i < source.weights().size(); ++i) {
+    const WeightSpec& spec = source.weights()[i];
+    if (spec.n == 0) {
+      memory[i].data = arena.Take(DType::kF32, Shape{spec.k});
+      VectorOf(weights, spec) = memory[i].data;
+      continue;
+    }
+    const MatrixLayout layout = LayoutOf(spec, source.format(i), model, plan, seat);
+    memory[i].data = arena.Take(DType::kU8, Shape{layout.WeightBytes()});
+    if (layout.ScaleBytes() > 0) {
+      memory[i].scales = arena.Take(DType::kF32, Shape{layout.ScaleBytes() / 4});
+    }
+    MatrixOf(weights, spec) = {
+        .layout = layout,
+        .data = memory[i].data.raw(),
+        .scales = memory[i].scales.empty() ? nullptr : memory[i].scales.data<float>()};
+  }
+  if (model.tied_output) weights.output = weights.embedding;
   return memory;
 }
 

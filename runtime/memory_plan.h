@@ -2,6 +2,7 @@
 #define JUBAL_RUNTIME_MEMORY_PLAN_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct ServingOptions {
   std::int64_t max_running = 32;                   // most requests of one data group in one step
   std::int64_t kv_memory = std::int64_t{1} << 30;  // bytes of KV pages on one rank, at most
   KvType kv_type = KvType::kInt16;
+  std::optional<std::int64_t> context = std::nullopt;  // most positions; none: the model's
 };
 
 /// Sizes that follow from model, plan and options, equal on every rank.
@@ -92,6 +94,17 @@ StepLimits LimitsOf(const ModelDescription& model, const ParallelPlan& plan,
 
 MemoryPlan PlanMemory(const ModelSource& source, const ParallelPlan& plan, const Seat& seat,
                       const ServingOptions& options);
+
+/// The memory of one weight of the list, for whoever fills it.
+struct WeightMemory {
+  TensorView data;    // a matrix: u8, its layout's WeightBytes(); a vector: [k] f32
+  TensorView scales;  // f32, or empty
+};
+
+/// Takes every weight of the list, in its order, from an arena of PlanMemory's weight_bytes, and
+/// makes `weights` the view of it.
+std::vector<WeightMemory> TakeWeights(const ModelSource& source, const ParallelPlan& plan,
+                                      const Seat& seat, Arena& arena, Weights& weights);
 
 /// Takes the buffers from an arena of PlanMemory's activation_bytes.
 Activations TakeActivations(const ModelSource& source, const ParallelPlan& plan, const Seat& seat,

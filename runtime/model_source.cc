@@ -1,6 +1,7 @@
 #include "runtime/model_source.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <span>
 #include <utility>
@@ -35,12 +36,12 @@ const Family& FamilyOf(const Config& config) {
                       types.empty() ? "none" : fmt::format("{}", fmt::join(types, ", "))));
 }
 
-/// What no kernel or plan could work with, whatever the family.
-void CheckDescription(const ModelDescription& m, const std::string& file) {
+/// What no kernel or plan could work with, whatever the family. `origin` is whom to blame.
+void CheckDescription(const ModelDescription& m, const std::string& origin, ExitStatus status) {
   constexpr std::int64_t kMaxWidth = 1 << 24;
   constexpr std::int64_t kMaxHeadDim = 256;
   const auto require = [&](bool holds, const std::string& problem) {
-    if (!holds) BadData(fmt::format("{}: {}", file, problem));
+    if (!holds) throw UserError(status, fmt::format("{}: {}", origin, problem));
   };
   require(m.layers <= 4096, fmt::format("{} layers", m.layers));
   for (const auto& [what, size] : {std::pair{"hidden width", m.hidden},
@@ -184,6 +185,16 @@ const Naming& NamingOf(const Checkpoint& checkpoint, const Family& family,
   return *best;
 }
 
+WeightFormat SyntheticFormat(const WeightSpec& spec, WeightType weights) {
+  if (spec.n == 0 || spec.role == WeightRole::kRouter) return {WeightType::kF32, 0};
+  if (!HasScales(weights)) return {weights, 0};
+  if (spec.role == WeightRole::kEmbedding || spec.role == WeightRole::kOutput) {
+    return {WeightType::kInt8, spec.k};  // of int4 no row could be looked up
+  }
+  return weights == WeightType::kInt4 ? WeightFormat{WeightType::kInt4, kInt4GroupRows}
+                                      : kGrok1.published_format(spec);
+}
+
 /// Buffers that some conversions store although they follow from the config.
 bool Ignorable(std::string_view name) { return name.ends_with("rotary_emb.inv_freq"); }
 
@@ -220,7 +231,7 @@ ModelSource ModelSource::Open(const fs::path& directory) {
   } else {
     source.model_ = Grok1Published();
   }
-  CheckDescription(source.model_, description_file);
+  CheckDescription(source.model_, description_file, ExitStatus::kBadData);
   if (const fs::path tokenizer = directory / "tokenizer.model"; fs::exists(tokenizer, error)) {
     source.tokenizer_ = tokenizer;
   }
@@ -263,6 +274,40 @@ std::optional<ModelSource> ModelSource::Published(std::string_view name) {
   source.weights_ = ListWeights(source.model_);
   for (const WeightSpec& spec : source.weights_) {
     source.formats_.push_back(kGrok1.published_format(spec));
+  }
+  return source;
+}
+
+ModelSource ModelSource::Synthetic(const SyntheticShape& shape, WeightType weights) {
+  ModelSource source;
+  source.name_ = "synthetic";
+  source.naming_ = "none";
+  source.model_ = Grok1Published();
+  ModelDescription& m = source.model_;
+  m.layers = shape.layers;
+  m.hidden = shape.hidden;
+  m.heads = shape.heads;
+  m.kv_heads = shape.kv_heads;
+  m.head_dim = shape.head_dim;
+  m.experts = shape.experts;
+  m.top_k = shape.top_k;
+  m.expert_hidden = shape.expert_hidden;
+  m.vocabulary = shape.vocabulary;
+  m.embedding_multiplier = static_cast<float>(std::sqrt(static_cast<double>(m.hidden)));
+  m.attention_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(m.head_dim)));
+  m.eos_ids.clear();
+  CheckDescription(m, "the synthetic model", ExitStatus::kUsage);
+  for (const auto& [what, width] :
+       {std::pair{"attention width", m.heads * m.head_dim}, {"expert width", m.expert_hidden}}) {
+    if (width % kChunks != 0) {
+      throw UserError(ExitStatus::kUsage, fmt::format("the synthetic model: {} {} is no multiple "
+                                                      "of {}, the groups of its scales",
+                                                      what, width, kChunks));
+    }
+  }
+  source.weights_ = ListWeights(m);
+  for (const WeightSpec& spec : source.weights_) {
+    source.formats_.push_back(SyntheticFormat(spec, weights));
   }
   return source;
 }

@@ -25,6 +25,19 @@ struct WeightFiles {
                         std::int64_t expert) const;
 };
 
+/// The shape of a model that exists only as numbers, for measurements.
+struct SyntheticShape {
+  std::int64_t hidden = 3072;
+  std::int64_t heads = 24;
+  std::int64_t kv_heads = 8;
+  std::int64_t head_dim = 128;
+  std::int64_t experts = 8;
+  std::int64_t top_k = 2;
+  std::int64_t expert_hidden = 8192;
+  std::int64_t layers = 8;
+  std::int64_t vocabulary = 32768;
+};
+
 /// A model to be loaded, or only planned: its description, its list of weights and how each is
 /// stored. Opening reads the files' headers; their data stays on disk.
 class ModelSource {
@@ -36,6 +49,11 @@ class ModelSource {
 
   /// A published model by name ("grok-1"), without files: for plans. Nothing for other names.
   static std::optional<ModelSource> Published(std::string_view name);
+
+  /// A model of Grok-1's family and that shape, without files: its weights will be random. kInt8
+  /// has Grok-1's scales, and embedding and output matrix in int8, too; the router is f32 always.
+  /// Throws UserError (kUsage) for a shape that no kernel could work with.
+  static ModelSource Synthetic(const SyntheticShape& shape, WeightType weights);
 
   const std::string& name() const { return name_; }  // the directory's, or the published name
   const ModelDescription& model() const { return model_; }

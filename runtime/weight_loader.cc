@@ -11,6 +11,7 @@
 
 #include "kernels/check.h"
 #include "kernels/error.h"
+#include "runtime/memory_plan.h"
 
 namespace jubal {
 namespace {
@@ -96,43 +97,13 @@ void CheckFinite(const std::byte* data, std::int64_t bytes, WeightType type,
                               tensor.file->path().string(), tensor.name));
 }
 
-struct Destination {
-  TensorView data;
-  TensorView scales;
-};
-
-Destination TakeMatrix(const MatrixLayout& layout, Arena& arena) {
-  Destination destination{.data = arena.Take(DType::kU8, Shape{layout.WeightBytes()}),
-                          .scales = {}};
-  if (layout.ScaleBytes() > 0) {
-    destination.scales = arena.Take(DType::kF32, Shape{layout.ScaleBytes() / 4});
-  }
-  return destination;
-}
-
 }  // namespace
 
 Weights LoadWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
                     const LoadProgress& progress) {
-  const ModelDescription& model = source.model();
   Weights weights;
-  weights.layers.resize(static_cast<std::size_t>(model.layers));
-  std::vector<Destination> destinations(source.weights().size());
-  for (std::size_t i = 0; i < source.weights().size(); ++i) {
-    const WeightSpec& spec = source.weights()[i];
-    if (spec.n == 0) {
-      destinations[i].data = arena.Take(DType::kF32, Shape{spec.k});
-      VectorOf(weights, spec) = destinations[i].data;
-      continue;
-    }
-    const MatrixLayout layout = LayoutOf(spec, source.format(i), model, mesh.plan, mesh.seat);
-    destinations[i] = TakeMatrix(layout, arena);
-    MatrixOf(weights, spec) = {
-        .layout = layout,
-        .data = destinations[i].data.raw(),
-        .scales = destinations[i].scales.empty() ? nullptr : destinations[i].scales.data<float>()};
-  }
-  if (model.tied_output) weights.output = weights.embedding;
+  const std::vector<WeightMemory> memory =
+      TakeWeights(source, mesh.plan, mesh.seat, arena, weights);
 
   const std::vector<Piece> pieces = PiecesInFileOrder(source);
   const std::int64_t total = std::accumulate(
@@ -145,7 +116,7 @@ Weights LoadWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
     const Piece& piece = pieces[p];
     if (p + 1 < pieces.size()) ReadAhead(*pieces[p + 1].tensor, *mesh.node);
     const WeightSpec& spec = source.weights()[piece.weight];
-    Destination& destination = destinations[piece.weight];
+    const WeightMemory& destination = memory[piece.weight];
     if (spec.n == 0) {
       LoadVector(*piece.tensor, destination.data);
       CheckFinite(destination.data.raw(), spec.k * 4, WeightType::kF32, *piece.tensor);

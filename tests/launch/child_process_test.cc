@@ -1,10 +1,12 @@
 #include "launch/child_process.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -48,6 +50,19 @@ TEST(ChildProcessTest, AddsToTheEnvironment) {
   command.environment["JUBAL_TEST"] = "a b";
   EXPECT_EQ(RunShell("test \"$JUBAL_TEST\" = 'a b' && test -n \"$PATH\"", command),
             "exit status 0");
+}
+
+TEST(ChildProcessTest, PrintsWhereItIsTold) {
+  std::array<int, 2> pipe{};
+  ASSERT_EQ(pipe2(pipe.data(), O_CLOEXEC), 0);
+  ChildCommand command;
+  command.output_fd = pipe[1];
+  EXPECT_EQ(RunShell("echo result; echo error >&2", command), "exit status 0");
+  close(pipe[1]);
+  std::array<char, 64> bytes{};
+  const ssize_t size = read(pipe[0], bytes.data(), bytes.size());
+  close(pipe[0]);
+  EXPECT_EQ(std::string(bytes.data(), static_cast<std::size_t>(size)), "result\n");
 }
 
 TEST(ChildProcessTest, SaysWhenAProgramCannotBeRun) {

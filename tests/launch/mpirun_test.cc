@@ -19,9 +19,7 @@ MpiJob Job() {
   job.program = "/bin/jubal";
   job.ranks = 3;
   job.mpirun_arguments = {"--mca", "btl", "tcp,self"};
-  job.rank_arguments = {"--model=m"};
-  job.control = "/run/control";
-  job.epoch = 7;
+  job.rank_arguments = {"rank", "--model=m"};
   job.session_directory = "/run/session";
   job.shared_memory_directory = "/dev/shm/x";
   return job;
@@ -29,9 +27,8 @@ MpiJob Job() {
 
 TEST(MpirunTest, OnThisHost) {
   const ChildCommand command = MpirunCommand(Job());
-  EXPECT_THAT(command.arguments,
-              ElementsAre("mpirun", "-n", "3", "--mca", "btl", "tcp,self", "/bin/jubal", "rank",
-                          "--coordinator=/run/control", "--epoch=7", "--model=m"));
+  EXPECT_THAT(command.arguments, ElementsAre("mpirun", "-n", "3", "--mca", "btl", "tcp,self",
+                                             "/bin/jubal", "rank", "--model=m"));
   EXPECT_THAT(command.environment, Contains(Pair("OMPI_ALLOW_RUN_AS_ROOT", "1")));
   EXPECT_THAT(command.environment, Contains(Pair("OMPI_MCA_orte_tmpdir_base", "/run/session")));
   EXPECT_THAT(command.environment, Not(Contains(Key("JUBAL_CONTROL_TOKEN"))));
@@ -49,6 +46,14 @@ TEST(MpirunTest, AcrossHostsTheTokenTravelsInTheEnvironment) {
   // Directories of this host, and its choice of transports, are not for others.
   EXPECT_THAT(command.environment, Not(Contains(Key("OMPI_MCA_orte_tmpdir_base"))));
   EXPECT_THAT(command.environment, Not(Contains(Key("OMPI_MCA_btl"))));
+}
+
+TEST(MpirunTest, WithoutDirectoriesOpenMpiChooses) {
+  MpiJob job = Job();
+  job.session_directory.clear();
+  const ChildCommand command = MpirunCommand(job);
+  EXPECT_THAT(command.environment, Not(Contains(Key("OMPI_MCA_orte_tmpdir_base"))));
+  EXPECT_THAT(command.environment, Not(Contains(Key("OMPI_MCA_btl_vader_backing_directory"))));
 }
 
 TEST(MpirunTest, TheUsersSettingsStay) {

@@ -39,6 +39,10 @@ Refusal Generate(const std::string& flag, const std::string& value, const std::s
   return {{"generate", "--model", "m", "--prompt", "x", flag, value}, message};
 }
 
+Refusal Bench(const std::string& flag, const std::string& value, const std::string& message) {
+  return {{"bench", flag, value}, message};
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Commands, RefusalTest,
     ::testing::Values(
@@ -56,6 +60,12 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{{"rank", "--model", "m"}, "needs --coordinator"},
         Refusal{{"coordinator", "--model", "m"}, "started by jubal serve"},
         Refusal{{"serve", "-n", "2"}, "needs --model"},
+        Refusal{{"bench"}, "needs --model or --synthetic"},
+        Refusal{{"bench", "--model", "m", "--synthetic", "layers=2"}, "exclude"},
+        Refusal{{"bench", "--model", "m", "--weights", "int8"}, "--weights goes with --synthetic"},
+        Refusal{{"bench", "--model", "m", "--prefill", "0", "--decode", "0"}, "nothing to measure"},
+        Refusal{{"bench", "--model", "m", "--json", "--csv"}, "exclude"},
+        Refusal{{"bench", "--model", "m", "--kv-memory", "1GB"}, "has no flag --kv-memory"},
         Refusal{{"plan", "model"}, "unexpected argument 'model'"},
         Refusal{{"version", "--verbose"}, "unknown flag --verbose"}));
 
@@ -101,6 +111,20 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{{"serve", "--model", "m", "--listen", "h:"}, "--listen is 'h:'"},
         Refusal{{"serve", "--model", "m", "--listen", "h:65536"}, "--listen is 'h:65536'"},
         Refusal{{"serve", "--model", "m", "--listen", "h:-1"}, "--listen is 'h:-1'"},
+        Generate("--isa", "sse9", "--isa is 'sse9': the best that this CPU has is"),
+        Bench("--batch", "0", "--batch is '0'"), Bench("--batch", "1,", "--batch is '1,'"),
+        Bench("--batch", "1,16385", "--batch is '16385'"),
+        Bench("--depth", "-1", "--depth is '-1'"), Bench("--depth", "", "--depth is ''"),
+        Bench("--prefill", "x", "--prefill is 'x'"), Bench("--decode", "-1", "--decode is '-1'"),
+        Bench("--scaling", "1,0", "--scaling is '0'"),
+        Bench("--weights", "f64", "--weights is 'f64'"),
+        Bench("--synthetic", "", "--synthetic is ''"),
+        Bench("--synthetic", "layers=2,", "--synthetic is 'layers=2,'"),
+        Bench("--synthetic", "layers", "--synthetic has 'layers': give KEY=NUMBER"),
+        Bench("--synthetic", "layer=2", "--synthetic has 'layer=2'"),
+        Bench("--synthetic", "layers=0", "--synthetic layers is '0'"),
+        Bench("--synthetic", "layers=99999", "--synthetic layers is '99999'"),
+        Bench("--synthetic", "layers=2,layers=2", "--synthetic has layers twice"),
         Refusal{{"plan", "--model", "m", "-n", "0"}, "-n is '0'"},
         Refusal{{"plan", "--model", "m", "-n", "1025"}, "-n is '1025'"},
         Refusal{{"plan", "--model", "m", "--device-memory", "80G"}, "--device-memory is '80G'"}));
@@ -200,9 +224,50 @@ TEST(OptionsTest, PassesOnToRanksWhatTheyNeed) {
   EXPECT_EQ(ParseCommandLine(rank).serving.prefill_chunk, 3);
 }
 
+TEST(OptionsTest, ReadsABenchmark) {
+  const Options o = ParseCommandLine(Arguments{"bench",
+                                               "--synthetic",
+                                               "hidden=64,vocab=300",
+                                               "--weights",
+                                               "bf16",
+                                               "--batch",
+                                               "1,2,4",
+                                               "--depth=0,4096",
+                                               "--prefill",
+                                               "0",
+                                               "--decode",
+                                               "16",
+                                               "--isa",
+                                               "portable",
+                                               "--threads",
+                                               "4",
+                                               "--scaling",
+                                               "1,2",
+                                               "--kv",
+                                               "f32",
+                                               "--csv"});
+  ASSERT_TRUE(o.bench.synthetic.has_value());
+  EXPECT_EQ(o.bench.synthetic->hidden, 64);
+  EXPECT_EQ(o.bench.synthetic->vocabulary, 300);
+  EXPECT_EQ(o.bench.synthetic->experts, 8);
+  EXPECT_EQ(o.bench.weights, WeightType::kBf16);
+  EXPECT_THAT(o.bench.batches, ElementsAre(1, 2, 4));
+  EXPECT_THAT(o.bench.depths, ElementsAre(0, 4096));
+  EXPECT_EQ(o.bench.prefill, 0);
+  EXPECT_EQ(o.bench.decode, 16);
+  EXPECT_EQ(o.isa, CpuIsa::kPortable);
+  EXPECT_THAT(o.bench.scaling, ElementsAre(1, 2));
+  EXPECT_TRUE(o.bench.csv);
+  // The threads are divided, and the lines are for this process to print.
+  EXPECT_THAT(o.rank_arguments, ElementsAre("--synthetic=hidden=64,vocab=300", "--weights=bf16",
+                                            "--batch=1,2,4", "--depth=0,4096", "--prefill=0",
+                                            "--decode=16", "--isa=portable", "--threads=4", "--kv=f32"));
+}
+
 TEST(OptionsTest, HelpNeedsNothingElse) {
   EXPECT_THAT(ParseCommandLine(Arguments{"--help"}).help, HasSubstr("serve"));
-  for (const char* name : {"serve", "rank", "generate", "score", "chat", "inspect", "plan"}) {
+  for (const char* name :
+       {"serve", "rank", "generate", "score", "bench", "chat", "inspect", "plan"}) {
     const Options o = ParseCommandLine(Arguments{name, "--help"});
     EXPECT_EQ(o.command, Command::kHelp);
     EXPECT_THAT(o.help, HasSubstr(fmt::format("jubal {} ", name)));

@@ -48,6 +48,9 @@ TEST(MemoryPlanTest, KvMemoryBoundsContextAndIsRefusedBelowAPage) {
   const StepLimits limits = LimitsOf(grok.model(), plan, options);
   EXPECT_EQ(limits.context, limits.num_pages * kPageTokens);
   EXPECT_LT(limits.context, 8192);
+  options.context = 64;
+  EXPECT_EQ(LimitsOf(grok.model(), plan, options).context, 64);
+  EXPECT_EQ(LimitsOf(grok.model(), plan, options).num_pages, 2 * options.max_running);
   options.kv_memory = 1000;
   try {
     LimitsOf(grok.model(), plan, options);

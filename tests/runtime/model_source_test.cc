@@ -139,6 +139,35 @@ TEST(ModelSourceTest, NamesAMissingWeightAsTheFilesWould) {
   }
 }
 
+TEST(ModelSourceTest, MakesUpAModelOfGrok1sFamily) {
+  const SyntheticShape shape{.layers = 3};
+  const ModelSource source = ModelSource::Synthetic(shape, WeightType::kInt8);
+  EXPECT_FALSE(source.has_files());
+  EXPECT_EQ(source.model().layers, 3);
+  EXPECT_EQ(source.model().attention_soft_cap, 30.0f);
+  EXPECT_TRUE(source.model().tied_output && source.model().post_norms);
+  for (std::size_t i = 0; i < source.weights().size(); ++i) {
+    const WeightSpec& spec = source.weights()[i];
+    const bool f32 = spec.n == 0 || spec.role == WeightRole::kRouter;
+    const bool by_input =
+        spec.role == WeightRole::kAttentionOut || spec.role == WeightRole::kExpertDown;
+    const WeightFormat format =
+        f32 ? WeightFormat{} : WeightFormat{WeightType::kInt8, by_input ? spec.k / 8 : spec.k};
+    EXPECT_EQ(source.format(i), format) << spec.Name();
+  }
+}
+
+TEST(ModelSourceTest, RefusesAShapeThatNothingCouldCompute) {
+  const auto refuse = [](const SyntheticShape& shape, const std::string& culprit) {
+    ExpectUserError(ExitStatus::kUsage,
+                    [&shape] { ModelSource::Synthetic(shape, WeightType::kInt8); }, {culprit});
+  };
+  refuse({.kv_heads = 5}, "5 KV heads do not divide 24 query heads");
+  refuse({.head_dim = 127}, "head_dim 127");
+  refuse({.experts = 2, .top_k = 3}, "3 experts per token of only 2");
+  refuse({.expert_hidden = 100}, "expert width 100 is no multiple of 8");
+}
+
 TEST(ModelSourceTest, RefusesNamesOfNoKnownConversion) {
   const ScratchDirectory scratch;
   scratch.Write("config.json", kConfig);

@@ -1,0 +1,21 @@
+#ifndef JUBAL_RUNTIME_RANDOM_WEIGHTS_H_
+#define JUBAL_RUNTIME_RANDOM_WEIGHTS_H_
+
+#include "kernels/arena.h"
+#include "parallel/mesh.h"
+#include "runtime/model.h"
+#include "runtime/model_source.h"
+#include "runtime/weight_loader.h"
+
+namespace jubal {
+
+/// Fills this rank's share of every weight with random numbers, packed, in place of LoadWeights for
+/// a model without files. Products of a matrix with inputs of variance 1 have variance 1; norms are
+/// constant. A weight depends on its place in the whole model alone, so that every plan has the
+/// same model. Padding is random, too: no product takes it into account.
+Weights RandomWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
+                      const LoadProgress& progress);
+
+}  // namespace jubal
+
+#endif  // JUBAL_RUNTIME_RANDOM_WEIGHTS_H_
