@@ -10,18 +10,20 @@ namespace {
 constexpr std::int64_t kColumns = 64;
 constexpr std::int64_t kStepBytes = kColumns * 4;
 
-/// Fetches the next panel's weights into L2, in order of addresses, while this panel is multiplied:
-/// the panel's passes over column slices each take their share of the lines.
+/// Fetches a part of the next panel's weights into L2, in order of addresses, while this panel is
+/// multiplied: each pass over a slice of columns and a few rows takes its share of the lines, so
+/// that memory is busy all the time.
 class Prefetcher {
  public:
-  explicit Prefetcher(const std::uint8_t* next) : next_(next) {}
+  Prefetcher(const std::uint8_t* next, const std::uint8_t* end) : next_(next), end_(end) {}
   void Fetch() {
     _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T1);
-    next_ += 64;
+    next_ = next_ + 64 < end_ ? next_ + 64 : next_;
   }
 
  private:
   const std::uint8_t* next_;
+  const std::uint8_t* end_;
 };
 
 std::uint32_t LargestMagnitude(const float* x, std::int64_t count) {
@@ -344,18 +346,19 @@ void Integers(const IntegerPanel& panel, std::int32_t offset) {
     // As many rows in each tile as in the others: 9 are three times 3.
     const std::int64_t tiles = (panel.rows + 3) / 4;
     const std::uint8_t* const next = panel.next + group * group_bytes;
-    const auto run = [&](std::int64_t row, std::int64_t rows, std::int64_t columns, auto function)
-        __attribute__((always_inline)) {
-      // Later rows find the next panel on its way already: they touch their own one again.
-      const std::uint8_t* const fetched = row == 0 ? next : weights;
+    const auto run = [&](std::int64_t i, std::int64_t row, std::int64_t rows, std::int64_t columns,
+                         auto function) __attribute__((always_inline)) {
       for (std::int64_t column = 0; column < panel.columns; column += columns) {
+        const std::uint8_t* const fetched =
+            next + (i * kColumns + column) * group_bytes / kColumns / tiles;
+        const std::int64_t share = group_bytes * columns / kColumns / tiles;
         Flush flush[4];
         for (std::int64_t r = 0; r < rows; ++r) {
           flush[r] = {offset * panel.sums_of_x[(row + r) * panel.sums_of_x_stride + group],
                       scales == nullptr ? nullptr : scales + column};
         }
         function(Tile{weights + column * 4, panel.group_steps, x + row * panel.x_stride,
-                      panel.x_stride, Prefetcher(fetched + column * group_bytes / kColumns)},
+                      panel.x_stride, Prefetcher(fetched, fetched + share)},
                  flush, panel.sums + row * kColumns + column);
       }
     };
@@ -363,16 +366,16 @@ void Integers(const IntegerPanel& panel, std::int32_t offset) {
       const std::int64_t row = panel.rows * i / tiles;
       switch (panel.rows * (i + 1) / tiles - row) {
         case 1:
-          run(row, 1, 64, Rows1<Weights, Weights::kPairBytes / 64>);
+          run(i, row, 1, 64, Rows1<Weights, Weights::kPairBytes / 64>);
           break;
         case 2:
-          run(row, 2, 32, Rows2<Weights, Weights::kPairBytes / 128>);
+          run(i, row, 2, 32, Rows2<Weights, Weights::kPairBytes / 128>);
           break;
         case 3:
-          run(row, 3, 16, Rows3<Weights, Weights::kPairBytes / 256>);
+          run(i, row, 3, 16, Rows3<Weights, Weights::kPairBytes / 256>);
           break;
         default:
-          run(row, 4, 16, Rows4<Weights, Weights::kPairBytes / 256>);
+          run(i, row, 4, 16, Rows4<Weights, Weights::kPairBytes / 256>);
       }
     }
   }
@@ -497,14 +500,16 @@ using FloatTileFunction = void (*)(const FloatPanel&, std::int64_t, std::int64_t
 /// tiles[r - 1] takes r rows: one 64 columns, two 32, three and four 16.
 void RunFloatTiles(const FloatPanel& panel, std::int64_t steps,
                    const FloatTileFunction (&tiles)[4]) {
-  for (std::int64_t row = 0; row < panel.rows;) {
-    const std::uint8_t* next = row == 0 ? panel.next : panel.weights;
-    const std::int64_t rows = panel.rows - row < 4 ? panel.rows - row : 4;
+  const std::int64_t groups = (panel.rows + 3) / 4;
+  const std::int64_t share = steps * kStepBytes / groups;
+  for (std::int64_t i = 0; i < groups; ++i) {
+    const std::int64_t row = panel.rows * i / groups;
+    const std::int64_t rows = panel.rows * (i + 1) / groups - row;
     const std::int64_t slice = rows == 1 ? 64 : rows == 2 ? 32 : 16;
     for (std::int64_t column = 0; column < panel.columns; column += slice) {
-      tiles[rows - 1](panel, row, column, Prefetcher(next + column * 4 * steps));
+      const std::uint8_t* next = panel.next + i * share + column * share / kColumns;
+      tiles[rows - 1](panel, row, column, Prefetcher(next, next + share * slice / kColumns));
     }
-    row += rows;
   }
 }
 
