@@ -32,16 +32,16 @@ std::int64_t ActivationSteps(WeightType type, std::int64_t rows) {
 }  // namespace
 
 const MatmulTiles& ActiveMatmulTiles() {
+#if defined(__x86_64__)
   switch (ActiveCpuIsa()) {
     case CpuIsa::kPortable:
       break;
     case CpuIsa::kAvx2:
-#if defined(__x86_64__)
       return kAvx2MatmulTiles;
-#else
-      break;
-#endif
+    case CpuIsa::kAvx512:
+      return kAvx512MatmulTiles;
   }
+#endif
   return kPortableMatmulTiles;
 }
 

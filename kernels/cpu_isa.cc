@@ -7,10 +7,22 @@
 namespace jubal {
 namespace {
 
+#if defined(__x86_64__)
+bool HasAvx512() {
+#ifdef JUBAL_EMULATED_AVX512
+  return true;
+#else
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+#endif
+}
+#endif
+
 CpuIsa DetectCpuIsa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return CpuIsa::kAvx2;
+    return HasAvx512() ? CpuIsa::kAvx512 : CpuIsa::kAvx2;
   }
 #endif
   return CpuIsa::kPortable;
@@ -29,6 +41,8 @@ std::string_view NameOf(CpuIsa isa) {
       return "portable";
     case CpuIsa::kAvx2:
       return "avx2";
+    case CpuIsa::kAvx512:
+      return "avx512";
   }
   CheckFailed(__FILE__, __LINE__, "unknown instruction set");
 }

@@ -9,10 +9,11 @@ namespace jubal {
 /// Instruction-set tiers of the CPU forms, lowest first: each contains the ones before it.
 enum class CpuIsa : std::uint8_t {
   kPortable,
-  kAvx2,  // with FMA and F16C
+  kAvx2,    // with FMA and F16C
+  kAvx512,  // F, BW, DQ, VL and VNNI
 };
 
-inline constexpr CpuIsa kAllCpuIsas[] = {CpuIsa::kPortable, CpuIsa::kAvx2};
+inline constexpr CpuIsa kAllCpuIsas[] = {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512};
 
 std::string_view NameOf(CpuIsa isa);
 

@@ -79,7 +79,8 @@ struct MatmulTiles {
 };
 
 extern const MatmulTiles kPortableMatmulTiles;
-extern const MatmulTiles kAvx2MatmulTiles;  // x86-64 only
+extern const MatmulTiles kAvx2MatmulTiles;    // x86-64 only
+extern const MatmulTiles kAvx512MatmulTiles;  // x86-64 only
 
 /// Of the active tier (cpu_isa.h).
 const MatmulTiles& ActiveMatmulTiles();

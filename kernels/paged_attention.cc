@@ -96,7 +96,14 @@ void StoreToken(const StoreKv& op, std::int64_t token) {
 
 const AttentionForms& FormsOfCpu() {
 #if defined(__x86_64__)
-  if (ActiveCpuIsa() >= CpuIsa::kAvx2) return kAvx2Attention;
+  switch (ActiveCpuIsa()) {
+    case CpuIsa::kPortable:
+      break;
+    case CpuIsa::kAvx2:
+      return kAvx2Attention;
+    case CpuIsa::kAvx512:
+      return kAvx512Attention;
+  }
 #endif
   return kPortableAttention;
 }

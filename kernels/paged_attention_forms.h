@@ -38,7 +38,8 @@ struct AttentionForms {
 };
 
 extern const AttentionForms kPortableAttention;
-extern const AttentionForms kAvx2Attention;  // x86-64 only
+extern const AttentionForms kAvx2Attention;    // x86-64 only
+extern const AttentionForms kAvx512Attention;  // x86-64 only
 
 struct RunSoftmax {
   float max;

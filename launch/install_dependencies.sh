@@ -8,7 +8,7 @@ packages=(
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler
   libboost-program-options-dev nlohmann-json3-dev libfmt-dev libspdlog-dev
   libhwloc-dev librandom123-dev libxxhash-dev libedit-dev
-  libgtest-dev libgmock-dev libbenchmark-dev python3 python3-venv
+  libgtest-dev libgmock-dev libbenchmark-dev libsimde-dev python3 python3-venv
 )
 
 missing=()

@@ -25,6 +25,7 @@ TEST(CpuIsaDeathTest, RefusesATierAboveTheBest) {
 TEST(CpuIsa, TiersHaveNames) {
   EXPECT_EQ(NameOf(CpuIsa::kPortable), "portable");
   EXPECT_EQ(NameOf(CpuIsa::kAvx2), "avx2");
+  EXPECT_EQ(NameOf(CpuIsa::kAvx512), "avx512");
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "kernels/cpu_isa.h"
 #include "kernels/run.h"
+#include "tests/kernels/cpu_tier_test.h"
 
 namespace jubal {
 namespace {
@@ -233,18 +234,10 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-class PagedAttentionOnEachIsa : public testing::TestWithParam<CpuIsa> {
- protected:
-  void SetUp() override {
-    if (GetParam() > BestCpuIsa()) GTEST_SKIP() << "this CPU lacks " << NameOf(GetParam());
-    ForceCpuIsa(GetParam());
-  }
-  void TearDown() override { ForceCpuIsa(BestCpuIsa()); }
-};
+using PagedAttentionTier = CpuTierTest;
 
-INSTANTIATE_TEST_SUITE_P(AllIsas, PagedAttentionOnEachIsa,
-                         testing::Values(CpuIsa::kPortable, CpuIsa::kAvx2),
-                         [](const auto& info) { return std::string(NameOf(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Tiers, PagedAttentionTier, testing::ValuesIn(kAllCpuIsas),
+                         CpuTierTest::Name);
 
 constexpr KvType kTypes[] = {KvType::kF32, KvType::kInt16, KvType::kInt8};
 constexpr std::int64_t kLengths[] = {1, 31, 32, 33, 511, 512, 513, 1100};
@@ -271,9 +264,9 @@ TEST(PagedAttentionTest, ReferenceAgreesWithDoublePrecision) {
 
 // Breaks: what users get differs from the specification, on some CPU, length, head count or type,
 // and ranks with different CPUs disagree.
-TEST_P(PagedAttentionOnEachIsa, HasTheBitsOfTheReference) {
+TEST_P(PagedAttentionTier, HasTheBitsOfTheReference) {
   for (const KvType type : kTypes) {
-    for (const std::int64_t group : {1, 2, 3, 6, 7, 16}) {
+    for (const std::int64_t group : {1, 2, 3, 4, 5, 6, 7, 16}) {
       for (const float soft_cap : {0.0f, 30.0f}) {
         const std::int64_t kv_heads = group > 6 ? 1 : 2;
         const Model model{kv_heads * group, kv_heads, group == 3 ? 20 : 16, type, soft_cap};
@@ -289,21 +282,23 @@ TEST_P(PagedAttentionOnEachIsa, HasTheBitsOfTheReference) {
 }
 
 // Breaks: models whose heads are not a multiple of a vector wide, tiny and huge ones.
-TEST_P(PagedAttentionOnEachIsa, TakesAnyHeadDimension) {
+TEST_P(PagedAttentionTier, TakesAnyHeadDimension) {
   for (const KvType type : kTypes) {
     for (const std::int64_t head_dim : {1, 5, 8, 17, 24, 80, 128, 256}) {
-      const Model model{3, 1, head_dim, type, 30.0f};
-      const Cache cache(model, {MakeSequence(model, 70, 3)}, 5);
-      const Step step{{69, 40}, {0, 0}};
-      ASSERT_TRUE(SameBits(cache.Attend(step, false), cache.Attend(step, true)))
-          << "head_dim " << head_dim << " type " << static_cast<int>(type);
+      for (const std::int64_t heads : {3, 6, 8}) {
+        const Model model{heads, 1, head_dim, type, 30.0f};
+        const Cache cache(model, {MakeSequence(model, 70, 3)}, 5);
+        const Step step{{69, 40}, {0, 0}};
+        ASSERT_TRUE(SameBits(cache.Attend(step, false), cache.Attend(step, true)))
+            << "head_dim " << head_dim << " heads " << heads << " type " << static_cast<int>(type);
+      }
     }
   }
 }
 
 // Breaks: a request's tokens depend on which other requests are running, on where its pages lie or
 // on how its prompt was cut into steps.
-TEST_P(PagedAttentionOnEachIsa, ATokenDependsOnItsSequenceAlone) {
+TEST_P(PagedAttentionTier, ATokenDependsOnItsSequenceAlone) {
   for (const KvType type : kTypes) {
     const Model model{6, 2, 32, type, 30.0f};
     std::vector<Sequence> sequences;
@@ -331,7 +326,7 @@ TEST_P(PagedAttentionOnEachIsa, ATokenDependsOnItsSequenceAlone) {
 }
 
 // Breaks: a head's result depends on how many of its neighbours the same rank has.
-TEST_P(PagedAttentionOnEachIsa, AHeadDoesNotDependOnItsNeighbours) {
+TEST_P(PagedAttentionTier, AHeadDoesNotDependOnItsNeighbours) {
   const Model six{6, 1, 32, KvType::kInt16, 30.0f};
   const Model one{1, 1, 32, KvType::kInt16, 30.0f};
   const Sequence sequence = MakeSequence(six, 600, 4);
@@ -349,7 +344,7 @@ TEST_P(PagedAttentionOnEachIsa, AHeadDoesNotDependOnItsNeighbours) {
 }
 
 // Breaks: an idle step crashes.
-TEST_P(PagedAttentionOnEachIsa, TakesNoTokens) {
+TEST_P(PagedAttentionTier, TakesNoTokens) {
   const Model model{2, 1, 16, KvType::kInt16, 0.0f};
   const Cache cache(model, {MakeSequence(model, 1, 5)}, 0);
   EXPECT_TRUE(cache.Attend({}, false).empty());
