@@ -259,9 +259,10 @@ TEST(OptionsTest, ReadsABenchmark) {
   EXPECT_THAT(o.bench.scaling, ElementsAre(1, 2));
   EXPECT_TRUE(o.bench.csv);
   // The threads are divided, and the lines are for this process to print.
-  EXPECT_THAT(o.rank_arguments, ElementsAre("--synthetic=hidden=64,vocab=300", "--weights=bf16",
-                                            "--batch=1,2,4", "--depth=0,4096", "--prefill=0",
-                                            "--decode=16", "--isa=portable", "--threads=4", "--kv=f32"));
+  EXPECT_THAT(o.rank_arguments,
+              ElementsAre("--synthetic=hidden=64,vocab=300", "--weights=bf16", "--batch=1,2,4",
+                          "--depth=0,4096", "--prefill=0", "--decode=16", "--isa=portable",
+                          "--threads=4", "--kv=f32"));
 }
 
 TEST(OptionsTest, HelpNeedsNothingElse) {
