@@ -21,29 +21,19 @@ Arena::Arena(std::int64_t bytes) : bytes_(ArenaBytes(bytes)) {
   }
   // Weights are read from end to end: fewer, larger pages save address translation.
   madvise(data, static_cast<std::size_t>(bytes_), MADV_HUGEPAGE);
-  data_ = static_cast<std::byte*>(data);
+  const std::int64_t taken = bytes_;
+  memory_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(data), [taken](std::byte* memory) {
+    munmap(memory, static_cast<std::size_t>(taken));
+  });
 }
 
-Arena::~Arena() {
-  if (data_ != nullptr) munmap(data_, static_cast<std::size_t>(bytes_));
-}
-
-Arena::Arena(Arena&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)),
-      bytes_(std::exchange(other.bytes_, 0)),
-      used_(std::exchange(other.used_, 0)) {}
-
-Arena& Arena::operator=(Arena&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  std::swap(used_, other.used_);
-  return *this;
-}
+Arena::Arena(std::shared_ptr<std::byte> memory, std::int64_t bytes)
+    : memory_(std::move(memory)), bytes_(bytes) {}
 
 TensorView Arena::Take(DType dtype, Shape shape) {
   const std::int64_t bytes = ArenaBytes(shape.elements() * SizeOf(dtype));
   CHECK_LE(bytes, bytes_left());
-  TensorView view(data_ + used_, dtype, shape);
+  TensorView view(memory_.get() + used_, dtype, shape);
   used_ += bytes;
   return view;
 }

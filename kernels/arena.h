@@ -1,7 +1,9 @@
 #ifndef JUBAL_KERNELS_ARENA_H_
 #define JUBAL_KERNELS_ARENA_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "kernels/tensor.h"
 
@@ -22,19 +24,20 @@ class Arena {
   Arena() = default;
   /// Throws UserError (kConfig) when the machine does not give that much.
   explicit Arena(std::int64_t bytes);
-  ~Arena();
-  Arena(Arena&& other) noexcept;
-  Arena& operator=(Arena&& other) noexcept;
+  /// Of memory that somebody has taken: `bytes` of it, zeroed, at a multiple of kAlignment.
+  Arena(std::shared_ptr<std::byte> memory, std::int64_t bytes);
+  Arena(Arena&&) = default;
+  Arena& operator=(Arena&&) = default;
 
   /// The next piece. Taking more than the arena has is a bug: its size came from a plan.
   TensorView Take(DType dtype, Shape shape);
 
   std::int64_t bytes_left() const { return bytes_ - used_; }
   /// All of it, as bytes.
-  ConstTensorView memory() const { return {data_, DType::kU8, Shape{bytes_}}; }
+  ConstTensorView memory() const { return {memory_.get(), DType::kU8, Shape{bytes_}}; }
 
  private:
-  std::byte* data_ = nullptr;
+  std::shared_ptr<std::byte> memory_;
   std::int64_t bytes_ = 0;
   std::int64_t used_ = 0;
 };

@@ -6,26 +6,35 @@
 namespace jubal {
 namespace {
 
-constexpr std::int64_t kBlock = 256;  // columns added up on the stack
+constexpr std::int64_t kBlock = 1024;       // columns whose sums are kept on the stack
+constexpr std::int64_t kAlone = 16 * 1024;  // numbers that one thread adds up as fast as several
 // Subtrees that wait for their right-hand neighbours halve in size: 4, 2, 1, and one more arrives.
 constexpr int kMaxPending = 4;
 
+/// sum may be left or right.
+void Add(float* sum, const float* left, const float* right, std::int64_t count) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) sum[i] = left[i] + right[i];
+}
+
 void AddUp(const SumTree& op, std::int64_t row, std::int64_t begin, std::int64_t count) {
-  float sums[kMaxPending][kBlock];
+  float sums[kMaxPending - 1][kBlock];
+  const float* pending[kMaxPending];  // in a partial, or in sums
   int sizes[kMaxPending];
-  int pending = 0;
+  int top = -1;
   for (std::size_t p = 0; p < op.partials.size(); ++p) {
-    std::copy_n(op.partials[p].row<float>(row) + begin, count, sums[pending]);
-    sizes[pending++] = op.subtrees[p].num_chunks;
-    while (pending > 1 && sizes[pending - 1] == sizes[pending - 2]) {
-      --pending;
-      float* left = sums[pending - 1];
-      const float* right = sums[pending];
-      for (std::int64_t i = 0; i < count; ++i) left[i] += right[i];
-      sizes[pending - 1] *= 2;
+    pending[++top] = op.partials[p].row<float>(row) + begin;
+    sizes[top] = op.subtrees[p].num_chunks;
+    for (; top > 0 && sizes[top] == sizes[top - 1]; --top) {
+      const bool root = 2 * sizes[top] == kChunks;
+      float* const sum = root ? op.out.row<float>(row) + begin : sums[top - 1];
+      Add(sum, pending[top - 1], pending[top], count);
+      pending[top - 1] = sum;
+      sizes[top - 1] *= 2;
     }
   }
-  std::copy_n(sums[0], count, op.out.row<float>(row) + begin);
+  // Of a tree of one partial the sum is that.
+  if (op.partials.size() == 1) std::copy_n(pending[0], count, op.out.row<float>(row) + begin);
 }
 
 }  // namespace
@@ -50,12 +59,17 @@ void RunOnCpu(const SumTree& op) {
   const std::int64_t rows = op.out.size(0);
   const std::int64_t n = op.out.size(1);
   const std::int64_t blocks = (n + kBlock - 1) / kBlock;
-#pragma omp parallel for collapse(2) if (rows * n > 64 * kBlock)
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      AddUp(op, r, b * kBlock, std::min(kBlock, n - b * kBlock));
-    }
+  const auto add_up = [&](std::int64_t i) {
+    const std::int64_t begin = i % blocks * kBlock;
+    AddUp(op, i / blocks, begin, std::min(kBlock, n - begin));
+  };
+  // Entering a parallel region takes as long as adding up a few thousand numbers, even alone.
+  if (rows * n <= kAlone) {
+    for (std::int64_t i = 0; i < rows * blocks; ++i) add_up(i);
+    return;
   }
+#pragma omp parallel for
+  for (std::int64_t i = 0; i < rows * blocks; ++i) add_up(i);
 }
 
 }  // namespace jubal

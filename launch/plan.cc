@@ -58,6 +58,7 @@ void PrintJson(const ModelSource& source, const PlanReport& report) {
                         {"weights", memory.weight_bytes},
                         {"kv", memory.kv_bytes},
                         {"activations", memory.activation_bytes},
+                        {"segments", memory.segment_bytes},
                         {"lines", lines}});
   }
   const nlohmann::json json{{"model", source.name()},

@@ -32,8 +32,7 @@ std::optional<std::int64_t> SmallerKvMemory(const ModelSource& source, Options o
   const auto largest = std::max_element(
       report.ranks.begin(), report.ranks.end(),
       [](const MemoryPlan& a, const MemoryPlan& b) { return a.total() < b.total(); });
-  options.serving.kv_memory =
-      *options.device_memory - largest->weight_bytes - largest->activation_bytes;
+  options.serving.kv_memory = *options.device_memory - (largest->total() - largest->kv_bytes);
   if (options.serving.kv_memory <= 0) return std::nullopt;
   try {
     const PlanReport smaller = MakePlanReport(source, options, report.plan.world());

@@ -23,6 +23,7 @@
 #include "parallel/gather_values.h"
 #include "parallel/local_communicator.h"
 #include "parallel/mpi_communicator.h"
+#include "parallel/shared_memory_communicator.h"
 #include "runtime/memory_plan.h"
 
 #ifdef _OPENMP
@@ -47,6 +48,18 @@ int Fail(int rank, int size, std::string_view message, int status) {
   if (rank != 0) LetOthersSpeakFirst();
   PrintError(fmt::format("rank {}: {}", rank, message));
   MpiSession::Abort(status);
+}
+
+SharedMemoryHooks Hooks() {
+  return {.while_waiting = MpiSession::Progress,
+          .on_failure = [told = false](const std::string& failure) mutable {
+            if (told) return;
+            told = true;
+            PrintError(
+                fmt::format("ranks of this host cannot share memory ({}); their messages go "
+                            "through MPI",
+                            failure));
+          }};
 }
 
 void ShareCores(Communicator& node, std::optional<int> threads) {
@@ -75,7 +88,7 @@ void ReportPlan(const ModelSource& source, const Mesh& mesh, const ServingOption
              source.name(), source.model().family, plan.world(), plan.world() == 1 ? "" : "s",
              plan.ToString(), MemorySizeText(largest.total()), MemorySizeText(largest.weight_bytes),
              largest.limits.num_pages * kPageTokens, MemorySizeText(largest.kv_bytes),
-             MemorySizeText(largest.activation_bytes));
+             MemorySizeText(largest.activation_bytes + largest.segment_bytes));
 }
 
 }  // namespace
@@ -101,8 +114,8 @@ int RunAsRank(const std::function<void(std::unique_ptr<Communicator>)>& body) {
     // Outlives what is thrown from `body`: ranks that agree on an error leave MPI in order.
     std::optional<MpiSession> session;
     if (MpiSession::Launched()) session.emplace();
-    std::unique_ptr<Communicator> world =
-        session ? session->World() : std::move(MakeLocalWorld(1).front());
+    std::unique_ptr<Communicator> world = session ? OverSharedMemory(session->World(), Hooks())
+                                                  : std::move(MakeLocalWorld(1).front());
     rank = world->rank();
     size = world->size();
     try {

@@ -12,11 +12,13 @@
 namespace jubal {
 namespace {
 
-// Up to here the time goes into messages, not bytes, and one round of them beats two.
+// What one rank receives of the others' whole partials. Up to here the time goes into rounds of
+// messages, not bytes, and one round beats two.
 constexpr std::int64_t kGatherWholeBytes = 64 * 1024;
 
-bool GatheredWhole(std::int64_t rows, std::int64_t n) {
-  return rows * n * SizeOf(DType::kF32) <= kGatherWholeBytes;
+/// Most rows that are gathered whole.
+std::int64_t WholeRows(int group_size, std::int64_t n) {
+  return kGatherWholeBytes / ((group_size - 1) * n * SizeOf(DType::kF32));
 }
 
 using RowCounts = std::array<std::int64_t, kChunks>;  // one for each member
@@ -49,32 +51,35 @@ void GatherWhole(const AllReduceTree& op, const Tiling& tiling, Communicator& gr
   const auto members = static_cast<std::size_t>(group.size());
   RowCounts brought{};
   for (std::size_t r = 0; r < members; ++r) brought[r] = tiling.count_of[r] * rows;
-  const TensorView all = Matrix(op.workspace, static_cast<std::int64_t>(tiling.total) * rows, n);
-  group.AllGatherRows(all, op.partials.Reshaped({op.partials.size(0) * rows, n}),
-                      std::span(brought).first(members), stream);
-  std::array<ConstTensorView, kChunks> partials;
-  for (std::size_t i = 0; i < tiling.total; ++i) {
-    partials[i] = all.Rows(static_cast<std::int64_t>(i) * rows, rows);
-  }
-  Run(SumTree{.out = op.out,
-              .partials = std::span(partials).first(tiling.total),
-              .subtrees = std::span(tiling.subtrees).first(tiling.total)},
-      stream);
+  const auto sum = [&](std::span<const ConstTensorView> rows_of_rank) {
+    std::array<ConstTensorView, kChunks> partials;
+    std::size_t tile = 0;
+    for (std::size_t r = 0; r < members; ++r) {
+      for (std::int64_t i = 0; i < tiling.count_of[r]; ++i) {
+        partials[tile++] = rows_of_rank[r].Rows(i * rows, rows);
+      }
+    }
+    Run(SumTree{.out = op.out,
+                .partials = std::span(partials).first(tiling.total),
+                .subtrees = std::span(tiling.subtrees).first(tiling.total)},
+        stream);
+  };
+  group.VisitRows(Matrix(op.workspace, static_cast<std::int64_t>(tiling.total) * rows, n),
+                  op.partials.Reshaped({op.partials.size(0) * rows, n}),
+                  std::span(brought).first(members), sum, stream);
 }
 
-void DivideByRows(const AllReduceTree& op, const Tiling& tiling, Communicator& group,
-                  Stream& stream) {
-  const std::int64_t rows = op.out.size(0);
-  const std::int64_t n = op.out.size(1);
+void Divide(const AllReduceTree& op, const Tiling& tiling, Communicator& group, Stream& stream) {
+  const std::int64_t elements = op.out.shape().elements();
   const auto members = static_cast<std::size_t>(group.size());
   const auto self = static_cast<std::size_t>(group.rank());
-  RowCounts rows_of{};
+  RowCounts part_of{};
   for (std::size_t r = 0; r < members; ++r) {
-    rows_of[r] = OwnedRange(rows, static_cast<int>(r), group.size()).size();
+    part_of[r] = OwnedRange(elements, static_cast<int>(r), group.size()).size();
   }
-  const std::int64_t mine = rows_of[self];
+  const std::int64_t mine = part_of[self];
   const TensorView received =
-      Matrix(op.workspace, static_cast<std::int64_t>(tiling.total) * mine, n);
+      Matrix(op.workspace, static_cast<std::int64_t>(tiling.total) * mine, 1);
 
   // Everybody's first subtree, then the second of those who have two: each is sent from where it
   // lies.
@@ -89,25 +94,27 @@ void DivideByRows(const AllReduceTree& op, const Tiling& tiling, Communicator& g
     const std::int64_t begin = place;
     std::size_t tile = 0;
     for (std::size_t r = 0; r < members; ++r) {
-      if (sending) send_rows[r] = rows_of[r];
+      if (sending) send_rows[r] = part_of[r];
       if (round < tiling.count_of[r]) {
         recv_rows[r] = mine;
-        partials[tile + static_cast<std::size_t>(round)] = received.Rows(place, mine);
+        partials[tile + static_cast<std::size_t>(round)] =
+            received.Rows(place, mine).Reshaped({1, mine});
         place += mine;
       }
       tile += static_cast<std::size_t>(tiling.count_of[r]);
     }
     group.AllToAllRows(received.Rows(begin, place - begin), std::span(recv_rows).first(members),
-                       op.partials.Rows(sent, 1).Reshaped({rows, n}),
+                       op.partials.Rows(sent, 1).Reshaped({elements, 1}),
                        std::span(send_rows).first(members), stream);
   }
 
-  const TensorView out = op.out.Rows(OwnedRange(rows, group.rank(), group.size()).begin, mine);
-  Run(SumTree{.out = out,
+  const TensorView out = op.out.Reshaped({elements, 1});
+  const TensorView part = out.Rows(OwnedRange(elements, group.rank(), group.size()).begin, mine);
+  Run(SumTree{.out = part.Reshaped({1, mine}),
               .partials = std::span(partials).first(tiling.total),
               .subtrees = std::span(tiling.subtrees).first(tiling.total)},
       stream);
-  group.AllGatherRows(op.out, out, std::span(rows_of).first(members), stream);
+  group.AllGatherRows(out, part, std::span(part_of).first(members), stream);
 }
 
 }  // namespace
@@ -115,9 +122,9 @@ void DivideByRows(const AllReduceTree& op, const Tiling& tiling, Communicator& g
 std::int64_t AllReduceTreeBytes(int group_size, std::int64_t max_rows, std::int64_t n) {
   CHECK(1 <= group_size && group_size <= kChunks);
   if (group_size == 1) return 0;
-  const std::int64_t whole = std::min(max_rows, kGatherWholeBytes / (n * SizeOf(DType::kF32)));
-  const std::int64_t divided = (max_rows + group_size - 1) / group_size;
-  return static_cast<std::int64_t>(Tiling(group_size).total) * std::max(whole, divided) * n *
+  const std::int64_t whole = std::min(max_rows, WholeRows(group_size, n));
+  const std::int64_t divided = (max_rows * n + group_size - 1) / group_size;
+  return static_cast<std::int64_t>(Tiling(group_size).total) * std::max(whole * n, divided) *
          SizeOf(DType::kF32);
 }
 
@@ -136,10 +143,10 @@ void Run(const AllReduceTree& op, Communicator& group, Stream& stream) {
   }
   const Tiling tiling(group.size());
   CHECK_EQ(op.partials.size(0), tiling.count_of[static_cast<std::size_t>(group.rank())]);
-  if (GatheredWhole(rows, op.out.size(1))) {
+  if (rows <= WholeRows(group.size(), op.out.size(1))) {
     GatherWhole(op, tiling, group, stream);
   } else {
-    DivideByRows(op, tiling, group, stream);
+    Divide(op, tiling, group, stream);
   }
 }
 

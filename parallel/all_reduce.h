@@ -12,9 +12,10 @@ namespace jubal {
 /// `group`, the same bits for every group size.
 ///
 /// Rank r of the group owns OwnedChunks(r, size) and brings one partial per maximal subtree of
-/// them. Small batches are gathered whole; larger ones are divided by rows, summed and gathered.
+/// them. Small batches are gathered whole; larger ones are divided among the members, summed and
+/// gathered. The others read out and partials faster where they are of the group's NewArena.
 struct AllReduceTree {
-  TensorView out;            // [rows, n] f32; may be partials' first
+  TensorView out;            // [rows, n] f32
   ConstTensorView partials;  // [own subtrees, rows, n] f32
   TensorView workspace;      // [≥ AllReduceTreeBytes(size, rows, n)] u8, 64-byte aligned
 };

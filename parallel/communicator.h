@@ -3,11 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <stdexcept>
 #include <vector>
 
+#include "kernels/arena.h"
 #include "kernels/stream.h"
 #include "kernels/tensor.h"
 
@@ -18,6 +20,8 @@ class CommunicationError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
+
+using RowVisitor = std::function<void(std::span<const ConstTensorView> rows_of_rank)>;
 
 /// A fixed group of ranks that exchange tensors.
 ///
@@ -40,6 +44,13 @@ class Communicator {
   virtual void AllGatherRows(TensorView gathered, ConstTensorView mine,
                              std::span<const std::int64_t> rows, Stream& stream) = 0;
 
+  /// AllGatherRows for who only reads: calls `visit` with a view of each rank's rows, in rank
+  /// order. They may be in `gathered`, which is as large as for AllGatherRows, or lie where their
+  /// ranks have them. `visit` may write to no rank's rows, and does not communicate.
+  virtual void VisitRows(TensorView gathered, ConstTensorView mine,
+                         std::span<const std::int64_t> rows, const RowVisitor& visit,
+                         Stream& stream);
+
   /// Sends the next send_rows[r] rows of `send` to rank r, for each r in turn, and receives
   /// recv_rows[r] rows from it, placed one rank after the other. My send_rows[you] must equal your
   /// recv_rows[me]. Dense, of one dtype and row size.
@@ -50,6 +61,10 @@ class Communicator {
   /// message ← root's message, whatever its length. Host memory; returns when done. Waiting for it
   /// costs little CPU, however long: an idle rank waits here.
   virtual void Broadcast(std::vector<std::byte>& message, int root) = 0;
+
+  /// Zeroed memory for rows that are often sent: what lies here need not be copied on its way to
+  /// ranks that share this host's memory. Collective, on a group of all ranks of a host.
+  virtual Arena NewArena(std::int64_t bytes);
 
   /// Returns when every member has called it.
   virtual void Barrier() = 0;

@@ -11,7 +11,6 @@ namespace {
 
 // Pairs whose outputs every rank takes whole. Beyond, what is saved in rounds is lost in bytes.
 constexpr std::int64_t kEverywhereBytes = 64 * 1024;
-constexpr std::int64_t kAlignment = 64;
 
 /// Cuts views from the front of a piece of memory.
 class Carver {

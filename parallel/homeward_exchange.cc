@@ -8,6 +8,7 @@
 #include "kernels/permute.h"
 #include "kernels/run.h"
 #include "kernels/sum_tree.h"
+#include "parallel/row_transfer.h"
 
 namespace jubal {
 
@@ -55,25 +56,32 @@ void HomewardExchange::Combine(TensorView out, ConstTensorView topk_ids,
   const std::int64_t tokens = tokens_of_group_[static_cast<std::size_t>(mesh_.seat.data)];
   CHECK_EQ(out.size(0), tokens);
   const ParallelPlan& plan = mesh_.plan;
-  ConstTensorView returned = PackedPartials(stream);
+  const bool divided = plan.expert_tensor > 1;  // experts: what comes home is completed there
+  ConstTensorView outputs = PackedPartials(stream);
   if (plan.world() > 1) {
     for (int rank = 0; rank < plan.world(); ++rank) {
       const Seat source = SeatOf(plan, rank);
       rows_from_[static_cast<std::size_t>(rank)] =
           SubtreesOf(plan, source.expert_tensor) * HomePairsOf(source.expert);
     }
-    if (everywhere_) {
-      mesh_.world->AllGatherRows(buffers_.returned, returned, rows_from_, stream);
+    const auto complete = [&](std::span<const ConstTensorView> returned) {
+      CompleteOutputs(returned, stream);
+    };
+    if (everywhere_ && divided) {
+      mesh_.world->VisitRows(buffers_.returned, outputs, rows_from_, complete, stream);
+    } else if (everywhere_) {
+      mesh_.world->AllGatherRows(buffers_.returned, outputs, rows_from_, stream);
     } else {
-      mesh_.world->AllToAllRows(buffers_.returned, rows_from_, returned, rows_to_, stream);
+      mesh_.world->AllToAllRows(buffers_.returned, rows_from_, outputs, rows_to_, stream);
+      if (divided) complete(ViewsOfRanks(buffers_.returned, rows_from_));
     }
-    returned = buffers_.returned;
+    outputs = divided ? buffers_.outputs : buffers_.returned;
   }
 
   const std::int64_t home = home_tokens_.size();
   const TensorView home_out = out.Rows(home_tokens_.begin, home);
   Run(CombineExperts{.out = home_out,
-                     .y = CompletedOutputs(returned, stream),
+                     .y = outputs,
                      .row_of = buffers_.home_row_of.Rows(0, home),
                      .topk_ids = topk_ids.Rows(home_tokens_.begin, home),
                      .topk_weights = topk_weights.Rows(home_tokens_.begin, home)},
@@ -149,16 +157,18 @@ ConstTensorView HomewardExchange::PackedPartials(Stream& stream) {
   return buffers_.packed;
 }
 
-/// The home pairs' outputs, ordered as GroupHomePairs has them.
-ConstTensorView HomewardExchange::CompletedOutputs(ConstTensorView returned, Stream& stream) {
-  if (mesh_.plan.expert_tensor == 1) return returned;
-  std::int64_t place = 0;
+/// outputs ← the home pairs' outputs, ordered as GroupHomePairs has them, from what each rank
+/// brings.
+void HomewardExchange::CompleteOutputs(std::span<const ConstTensorView> returned, Stream& stream) {
   std::int64_t output = 0;
+  std::size_t rank = 0;
   for (int group = 0; group < mesh_.plan.expert; ++group) {
     const std::int64_t pairs = HomePairsOf(group);
-    for (ConstTensorView& part : tree_parts_) {
-      part = returned.Rows(place, pairs);
-      place += pairs;
+    auto part = tree_parts_.begin();
+    for (int x = 0; x < mesh_.plan.expert_tensor; ++x, ++rank) {
+      for (std::int64_t s = 0; s < SubtreesOf(mesh_.plan, x); ++s) {
+        *part++ = returned[rank].Rows(s * pairs, pairs);
+      }
     }
     Run(SumTree{.out = buffers_.outputs.Rows(output, pairs),
                 .partials = tree_parts_,
@@ -166,7 +176,6 @@ ConstTensorView HomewardExchange::CompletedOutputs(ConstTensorView returned, Str
         stream);
     output += pairs;
   }
-  return buffers_.outputs;
 }
 
 }  // namespace jubal

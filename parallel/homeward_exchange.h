@@ -49,7 +49,7 @@ class HomewardExchange : public ExpertExchange {
 
  private:
   ConstTensorView PackedPartials(Stream& stream);
-  ConstTensorView CompletedOutputs(ConstTensorView returned, Stream& stream);
+  void CompleteOutputs(std::span<const ConstTensorView> returned, Stream& stream);
 
   std::vector<Subtree> tree_;                // the tiling by the ranks that share an expert
   std::vector<ConstTensorView> tree_parts_;  // [subtrees]

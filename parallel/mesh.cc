@@ -3,8 +3,17 @@
 #include <utility>
 
 #include "kernels/check.h"
+#include "parallel/shared_memory_communicator.h"
 
 namespace jubal {
+
+std::int64_t SegmentBytesOf(const ParallelPlan& plan) {
+  std::int64_t bytes = 0;
+  for (const int size : {plan.world(), plan.tensor, plan.data, /*node*/ plan.world()}) {
+    if (size > 1) bytes += SegmentBytes(size);
+  }
+  return bytes;
+}
 
 Mesh MakeMesh(const ParallelPlan& plan, std::unique_ptr<Communicator> world) {
   CHECK_EQ(plan.world(), world->size());

@@ -1,6 +1,7 @@
 #ifndef JUBAL_PARALLEL_MESH_H_
 #define JUBAL_PARALLEL_MESH_H_
 
+#include <cstdint>
 #include <memory>
 
 #include "parallel/communicator.h"
@@ -19,6 +20,10 @@ struct Mesh {
 
   bool leader() const { return seat.world_rank == 0; }
 };
+
+/// Bytes of the segments that a rank brings to its groups if all ranks share one host's memory;
+/// otherwise it is less.
+std::int64_t SegmentBytesOf(const ParallelPlan& plan);
 
 /// Seats every rank of `world`. Collective. Requires plan.world() == world->size().
 Mesh MakeMesh(const ParallelPlan& plan, std::unique_ptr<Communicator> world);

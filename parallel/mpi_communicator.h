@@ -22,6 +22,9 @@ class MpiSession {
   /// All ranks of the job. To be destroyed before the session.
   std::unique_ptr<Communicator> World();
 
+  /// Lets the library get on with what it has to deliver. For a rank that waits for something else.
+  static void Progress();
+
   /// Ends every process of the job at once; the job's exit status becomes `status`.
   [[noreturn]] static void Abort(int status);
 };

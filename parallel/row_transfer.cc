@@ -52,6 +52,17 @@ std::int64_t SumOf(std::span<const std::int64_t> rows) {
   return std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
 }
 
+std::vector<ConstTensorView> ViewsOfRanks(ConstTensorView gathered,
+                                          std::span<const std::int64_t> rows) {
+  std::vector<ConstTensorView> views;
+  std::int64_t first = 0;
+  for (const std::int64_t count : rows) {
+    views.push_back(gathered.Rows(first, count));
+    first += count;
+  }
+  return views;
+}
+
 void CopyBytes(std::byte* destination, const std::byte* source, std::int64_t bytes) {
   if (destination == source || bytes == 0) return;
   std::memcpy(destination, source, static_cast<std::size_t>(bytes));

@@ -1,8 +1,10 @@
 #ifndef JUBAL_PARALLEL_ROW_TRANSFER_H_
 #define JUBAL_PARALLEL_ROW_TRANSFER_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kernels/tensor.h"
 #include "parallel/communicator.h"
@@ -19,6 +21,10 @@ std::int64_t CheckAllToAllRows(const Communicator& group, const TensorView& recv
                                std::span<const std::int64_t> send_rows);
 
 std::int64_t SumOf(std::span<const std::int64_t> rows);
+
+/// The rows of each rank in what AllGatherRows has gathered.
+std::vector<ConstTensorView> ViewsOfRanks(ConstTensorView gathered,
+                                          std::span<const std::int64_t> rows);
 
 /// Copies within one rank; nothing when source and destination are the same place.
 void CopyBytes(std::byte* destination, const std::byte* source, std::int64_t bytes);

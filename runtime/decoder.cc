@@ -68,7 +68,7 @@ Decoder::Decoder(const ModelSource& source, const Mesh& mesh, const ServingOptio
       memory_(PlanMemory(source, mesh.plan, mesh.seat, options)),
       weight_arena_(memory_.weight_bytes),
       kv_arena_(memory_.kv_bytes),
-      activation_arena_(memory_.activation_bytes),
+      activation_arena_(mesh.node->NewArena(memory_.activation_bytes)),
       weights_(source.has_files() ? LoadWeights(source, mesh, weight_arena_, progress)
                                   : RandomWeights(source, mesh, weight_arena_, progress)),
       kv_(TakeKvLayers(model_, mesh.plan, mesh.seat, options, kv_arena_)),

@@ -9,6 +9,7 @@
 #include "kernels/matmul.h"
 #include "kernels/sample.h"
 #include "parallel/all_reduce.h"
+#include "parallel/mesh.h"
 
 namespace jubal {
 namespace {
@@ -169,6 +170,8 @@ MemoryPlan PlanMemory(const ModelSource& source, const ParallelPlan& plan, const
                       memory.activation_bytes += bytes;
                       AddTo(memory.lines, what, bytes);
                     });
+  memory.segment_bytes = SegmentBytesOf(plan);
+  AddTo(memory.lines, "message segments", memory.segment_bytes);
   return memory;
 }
 

@@ -83,9 +83,10 @@ struct MemoryPlan {
   std::int64_t weight_bytes = 0;
   std::int64_t kv_bytes = 0;
   std::int64_t activation_bytes = 0;
-  std::vector<MemoryLine> lines;  // the same bytes by kind
+  std::int64_t segment_bytes = 0;  // for messages between ranks of one host
+  std::vector<MemoryLine> lines;   // the same bytes by kind
 
-  std::int64_t total() const { return weight_bytes + kv_bytes + activation_bytes; }
+  std::int64_t total() const { return weight_bytes + kv_bytes + activation_bytes + segment_bytes; }
 };
 
 /// Throws UserError (kConfig) when not even one page of KV fits.

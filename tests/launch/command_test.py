@@ -150,7 +150,8 @@ class TablesTest(unittest.TestCase):
         self.assertEqual([rank["rank"] for rank in plan["per_rank"]], list(range(8)))
         for rank in plan["per_rank"]:
             self.assertEqual(sum(rank["lines"].values()), rank["total"])
-            self.assertEqual(rank["weights"] + rank["kv"] + rank["activations"], rank["total"])
+            self.assertEqual(rank["weights"] + rank["kv"] + rank["activations"] + rank["segments"],
+                             rank["total"])
         self.assertEqual(sum(rank["total"] for rank in plan["per_rank"]), plan["total_bytes"])
         done = run("plan", "--model", "grok-1", "-n", "2", "--device-memory", "80GB")
         self.assertEqual((done.returncode, done.stdout), (78, ""))

@@ -45,7 +45,8 @@ TEST_P(Grok1Plan, AddsUp) {
     std::int64_t lines = 0;
     for (const MemoryLine& line : memory.lines) lines += line.bytes;
     EXPECT_EQ(lines, memory.total());
-    EXPECT_EQ(memory.total(), memory.weight_bytes + memory.kv_bytes + memory.activation_bytes);
+    EXPECT_EQ(memory.total(), memory.weight_bytes + memory.kv_bytes + memory.activation_bytes +
+                                  memory.segment_bytes);
     EXPECT_LE(memory.total(), report.largest());
     total += memory.total();
     experts += BytesOf(memory, "experts");

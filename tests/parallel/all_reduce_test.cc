@@ -5,21 +5,21 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <string>
+#include <tuple>
 #include <vector>
 
+#include "kernels/arena.h"
 #include "tests/parallel/local_world.h"
 
 namespace jubal {
 namespace {
 
 using Floats = std::vector<float>;
-
-TensorView ViewOf(Floats& floats, Shape shape) {
-  return TensorView(reinterpret_cast<std::byte*>(floats.data()), DType::kF32, shape);
-}
 
 /// Partial products of the 8 chunks, of such different sizes that every order of addition shows.
 std::vector<Floats> RandomChunks(std::int64_t elements) {
@@ -50,53 +50,62 @@ Floats SumsOfSubtrees(const std::vector<Floats>& chunks, const std::vector<Subtr
   return sums;
 }
 
-enum class Place { kApart, kInFirstPartial };
-
-void CheckAllReduce(int size, std::int64_t rows, std::int64_t n, Place place) {
+void CheckAllReduce(const RunWorld& world, int size, std::int64_t rows, std::int64_t n) {
   SCOPED_TRACE(testing::Message() << size << " ranks, " << rows << " rows of " << n);
   const std::vector<Floats> chunks = RandomChunks(rows * n);
   const Floats expected = SumsOfSubtrees(chunks, {{0, kChunks}});
-  RunLocalWorld(size, [&](std::unique_ptr<Communicator> group) {
+  world.run(size, [&](std::unique_ptr<Communicator> group) {
     Stream stream(Device::kCpu);
     const auto subtrees = MaximalSubtrees(OwnedChunks(group->rank(), size));
-    Floats partials = SumsOfSubtrees(chunks, subtrees);
-    Floats apart(static_cast<std::size_t>(rows * n) + 1);
-    partials.resize(partials.size() + 1);  // an address even for no rows
-    Floats& out = place == Place::kApart ? apart : partials;
-    constexpr std::size_t kGuard = 64;
-    const auto bytes = static_cast<std::size_t>(AllReduceTreeBytes(size, rows, n));
-    Floats workspace(bytes / sizeof(float) + kGuard, -77.0f);
-    Run(AllReduceTree{.out = ViewOf(out, {rows, n}),
-                      .partials =
-                          ViewOf(partials, {static_cast<std::int64_t>(subtrees.size()), rows, n}),
-                      .workspace = TensorView(reinterpret_cast<std::byte*>(workspace.data()),
-                                              DType::kU8, {static_cast<std::int64_t>(bytes)})},
+    const Floats sums = SumsOfSubtrees(chunks, subtrees);
+    const auto count = static_cast<std::int64_t>(subtrees.size());
+    constexpr std::int64_t kGuard = 64;
+    const std::int64_t bytes = AllReduceTreeBytes(size, rows, n);
+    const std::int64_t workspace_floats = bytes / SizeOf(DType::kF32) + kGuard;
+    Arena arena = group->NewArena(ArenaBytes(rows * n * 4) + ArenaBytes(count * rows * n * 4) +
+                                  ArenaBytes(workspace_floats * 4));
+    const TensorView out = arena.Take(DType::kF32, {rows, n});
+    const TensorView partials = arena.Take(DType::kF32, {count, rows, n});
+    const TensorView workspace = arena.Take(DType::kF32, {workspace_floats});
+    std::copy(sums.begin(), sums.end(), partials.data<float>());
+    std::fill_n(workspace.data<float>(), workspace_floats, -77.0f);
+    Run(AllReduceTree{.out = out,
+                      .partials = partials,
+                      .workspace = TensorView(workspace.raw(), DType::kU8, {bytes})},
         *group, stream);
+    // Nobody reads the partials any more.
+    std::fill_n(partials.data<float>(), count * rows * n, -1.0f);
     EXPECT_TRUE(expected.empty() ||
-                std::memcmp(out.data(), expected.data(), expected.size() * sizeof(float)) == 0);
-    for (std::size_t i = 0; i < kGuard; ++i) {
-      EXPECT_EQ(workspace[bytes / sizeof(float) + i], -77.0f);
-    }
+                std::memcmp(out.raw(), expected.data(), expected.size() * sizeof(float)) == 0);
+    EXPECT_EQ(std::count(workspace.data<float>() + bytes / SizeOf(DType::kF32),
+                         workspace.data<float>() + workspace_floats, -77.0f),
+              kGuard);
   });
 }
 
-class AllReduceTest : public testing::TestWithParam<int> {};
+using Case = std::tuple<RunWorld, int>;
+
+class AllReduceTest : public testing::TestWithParam<Case> {};
 
 TEST_P(AllReduceTest, HasTheBitsOfOneRank) {
+  const auto& [world, size] = GetParam();
   for (const std::int64_t rows : {0, 1, 2, 5, 40}) {
     // The larger rows make the larger batches (40 · 1000 floats) go by the divided form.
-    for (const std::int64_t n : {1, 17, 1000}) {
-      CheckAllReduce(GetParam(), rows, n, Place::kApart);
-      CheckAllReduce(GetParam(), rows, n, Place::kInFirstPartial);
-    }
+    for (const std::int64_t n : {1, 17, 1000}) CheckAllReduce(world, size, rows, n);
   }
 }
 
-TEST_P(AllReduceTest, FewerRowsThanRanksInTheDividedForm) {
-  CheckAllReduce(GetParam(), 2, 20000, Place::kInFirstPartial);
+TEST_P(AllReduceTest, DividesASingleLongRow) {
+  const auto& [world, size] = GetParam();
+  CheckAllReduce(world, size, 1, 20011);
 }
 
-INSTANTIATE_TEST_SUITE_P(Sizes, AllReduceTest, testing::Range(1, 9));
+INSTANTIATE_TEST_SUITE_P(Worlds, AllReduceTest,
+                         testing::Combine(testing::ValuesIn(kRunWorlds), testing::Range(1, 9)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param).name +
+                                  std::to_string(std::get<1>(info.param));
+                         });
 
 }  // namespace
 }  // namespace jubal

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <numeric>
 #include <random>
 #include <thread>
 
@@ -19,19 +20,53 @@ constexpr std::int32_t kUntouched = -1;
 
 std::size_t Index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
-/// [rows, n] i32, with an address even when empty.
-struct Matrix {
-  Matrix(std::int64_t rows, std::int64_t n)
-      : elements(Index(rows * n) + 1, kUntouched), shape{rows, n} {}
-  TensorView view() {
-    return TensorView(reinterpret_cast<std::byte*>(elements.data()), DType::kI32, shape);
-  }
-  std::int32_t& at(std::int64_t row, std::int64_t column) {
-    return elements[Index(row * shape[1] + column)];
+/// [rows, n] i32, with an address even when empty; in `memory`, if that is given.
+class Matrix {
+ public:
+  Matrix(std::int64_t rows, std::int64_t n, TensorView memory = {}) {
+    const Shape shape{rows, n};
+    if (memory.empty()) {
+      own_.resize(Index(shape.elements()) + 1);
+      memory = TensorView(reinterpret_cast<std::byte*>(own_.data()), DType::kU8,
+                          {shape.elements() * SizeOf(DType::kI32)});
+    }
+    EXPECT_LE(shape.elements() * SizeOf(DType::kI32), memory.bytes());
+    view_ = TensorView(memory.raw(), DType::kI32, shape);
+    std::fill_n(view_.data<std::int32_t>(), shape.elements(), kUntouched);
   }
 
-  Ints elements;
-  Shape shape;
+  TensorView view() const { return view_; }
+  std::int64_t rows() const { return view_.size(0); }
+  std::int32_t& at(std::int64_t row, std::int64_t column) {
+    return view_.row<std::int32_t>(row)[column];
+  }
+
+ private:
+  Ints own_;
+  TensorView view_;
+};
+
+/// Which ranks send rows that lie in memory from NewArena.
+enum class InArena { kNone, kAll, kOdd };
+constexpr InArena kInArena[] = {InArena::kNone, InArena::kAll, InArena::kOdd};
+
+/// This rank's memory for what it sends: an arena's, or none.
+class SendMemory {
+ public:
+  SendMemory(Communicator& world, std::int64_t bytes)
+      : rank_(world.rank()),
+        arena_(world.SplitByNode()->NewArena(bytes)),
+        memory_(arena_.Take(DType::kU8, {bytes})) {}
+
+  TensorView For(InArena which) const {
+    const bool mine = which == InArena::kAll || (which == InArena::kOdd && rank_ % 2 == 1);
+    return mine ? memory_ : TensorView();
+  }
+
+ private:
+  int rank_;
+  Arena arena_;
+  TensorView memory_;
 };
 
 /// Tells sender, receiver, row and column apart.
@@ -47,60 +82,106 @@ std::int64_t RowsBetween(std::int64_t from, std::int64_t to, std::int64_t round)
 
 // Row widths on both sides of the lengths where transports change their ways.
 constexpr std::int64_t kWidths[] = {1, 17, 1500, 6144, 40000};
+constexpr std::int64_t kMostRows = 4;  // see RowsBetween
+constexpr std::int64_t kMostBytes = kMostRows * 40000 * 4;
 
-void AllGatherPlacesRowsInRankOrder(Communicator& world) {
-  Stream stream(Device::kCpu);
+/// Calls `gather(rows, mine, total, in_rank_order)` with all kinds of rows.
+template <class Gather>
+void ForRowsOfAllKinds(Communicator& world, Gather gather) {
+  const SendMemory memory(world, kMostBytes);
   for (const std::int64_t width : kWidths) {
     for (std::int64_t round = 0; round < 3; ++round) {
       Counts rows;
       for (int r = 0; r < world.size(); ++r) rows.push_back(RowsBetween(r, 0, round));
-      Matrix mine(rows[Index(world.rank())], width);
-      for (std::int64_t i = 0; i < mine.shape[0]; ++i) {
+      Matrix mine(rows[Index(world.rank())], width,
+                  memory.For(kInArena[static_cast<std::size_t>(round)]));
+      for (std::int64_t i = 0; i < mine.rows(); ++i) {
         for (std::int64_t j = 0; j < width; ++j) mine.at(i, j) = ValueOf(world.rank(), 0, i, j);
       }
-      std::int64_t total = 0;
-      for (const std::int64_t count : rows) total += count;
-      Matrix gathered(total + 1, width);  // one row more than needed
-      world.AllGatherRows(gathered.view(), mine.view(), rows, stream);
-      std::int64_t place = 0;
-      bool right = true;
-      for (int r = 0; r < world.size(); ++r) {
-        for (std::int64_t i = 0; i < rows[Index(r)]; ++i, ++place) {
-          for (std::int64_t j = 0; j < width; ++j) {
-            right = right && gathered.at(place, j) == ValueOf(r, 0, i, j);
-          }
-        }
-      }
-      EXPECT_TRUE(right) << "width " << width << ", round " << round;
-      EXPECT_EQ(gathered.at(total, 0), kUntouched);
-      EXPECT_EQ(gathered.at(total, width - 1), kUntouched);
+      SCOPED_TRACE(testing::Message() << "width " << width << ", round " << round);
+      gather(rows, mine);
     }
   }
 }
 
+bool HasRowsOf(int rank, ConstTensorView view) {
+  for (std::int64_t i = 0; i < view.size(0); ++i) {
+    for (std::int64_t j = 0; j < view.size(1); ++j) {
+      if (view.row<std::int32_t>(i)[j] != ValueOf(rank, 0, i, j)) return false;
+    }
+  }
+  return true;
+}
+
+std::int64_t Total(const Counts& rows) {
+  return std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+}
+
+void AllGatherPlacesRowsInRankOrder(Communicator& world) {
+  Stream stream(Device::kCpu);
+  ForRowsOfAllKinds(world, [&](const Counts& rows, Matrix& mine) {
+    const std::int64_t width = mine.view().size(1);
+    Matrix gathered(Total(rows) + 1, width);  // one row more than needed
+    world.AllGatherRows(gathered.view(), mine.view(), rows, stream);
+    // Sent rows are the sender's again.
+    std::fill_n(mine.view().data<std::int32_t>(), mine.rows() * width, kUntouched);
+    std::int64_t place = 0;
+    for (int r = 0; r < world.size(); ++r) {
+      EXPECT_TRUE(HasRowsOf(r, gathered.view().Rows(place, rows[Index(r)]))) << "rank " << r;
+      place += rows[Index(r)];
+    }
+    EXPECT_EQ(gathered.at(place, 0), kUntouched);
+    EXPECT_EQ(gathered.at(place, width - 1), kUntouched);
+  });
+}
+
+void VisitShowsTheRowsOfEachRank(Communicator& world) {
+  Stream stream(Device::kCpu);
+  ForRowsOfAllKinds(world, [&](const Counts& rows, Matrix& mine) {
+    const std::int64_t width = mine.view().size(1);
+    Matrix gathered(Total(rows), width);
+    int visits = 0;
+    const auto visit = [&](std::span<const ConstTensorView> rows_of_rank) {
+      ++visits;
+      ASSERT_EQ(static_cast<int>(rows_of_rank.size()), world.size());
+      // A slow reader sees the rows to the end of the visit.
+      if (world.rank() == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));
+      for (int r = 0; r < world.size(); ++r) {
+        EXPECT_EQ(rows_of_rank[Index(r)].shape(), (Shape{rows[Index(r)], width}));
+        EXPECT_TRUE(HasRowsOf(r, rows_of_rank[Index(r)])) << "rank " << r;
+      }
+    };
+    world.VisitRows(gathered.view(), mine.view(), rows, visit, stream);
+    EXPECT_EQ(visits, 1);
+    std::fill_n(mine.view().data<std::int32_t>(), mine.rows() * width, kUntouched);
+  });
+}
+
 void AllGatherTakesRowsFromTheirOwnPlace(Communicator& world) {
   Stream stream(Device::kCpu);
-  for (const std::int64_t width : kWidths) {
-    const Counts rows(Index(world.size()), 2);
-    Matrix gathered(2 * world.size(), width);
-    for (std::int64_t i = 0; i < 2; ++i) {
-      for (std::int64_t j = 0; j < width; ++j) {
-        gathered.at(2 * world.rank() + i, j) = ValueOf(world.rank(), 0, i, j);
+  constexpr std::int64_t kRows = 2;
+  const SendMemory memory(world, world.size() * kMostBytes);
+  for (const InArena in_arena : kInArena) {
+    for (const std::int64_t width : kWidths) {
+      Matrix gathered(kRows * world.size(), width, memory.For(in_arena));
+      const TensorView mine = gathered.view().Rows(kRows * world.rank(), kRows);
+      for (std::int64_t i = 0; i < kRows; ++i) {
+        for (std::int64_t j = 0; j < width; ++j) {
+          mine.row<std::int32_t>(i)[j] = ValueOf(world.rank(), 0, i, j);
+        }
+      }
+      world.AllGatherRows(gathered.view(), mine, Counts(Index(world.size()), kRows), stream);
+      for (int r = 0; r < world.size(); ++r) {
+        EXPECT_TRUE(HasRowsOf(r, gathered.view().Rows(kRows * r, kRows)))
+            << "rank " << r << ", width " << width;
       }
     }
-    world.AllGatherRows(gathered.view(), gathered.view().Rows(2 * world.rank(), 2), rows, stream);
-    bool right = true;
-    for (std::int64_t i = 0; i < 2 * world.size(); ++i) {
-      for (std::int64_t j = 0; j < width; ++j) {
-        right = right && gathered.at(i, j) == ValueOf(i / 2, 0, i % 2, j);
-      }
-    }
-    EXPECT_TRUE(right) << "width " << width;
   }
 }
 
 void AllToAllDeliversToEachItsRows(Communicator& world) {
   Stream stream(Device::kCpu);
+  const SendMemory memory(world, world.size() * kMostBytes);
   for (const std::int64_t width : kWidths) {
     for (std::int64_t round = 0; round < 3; ++round) {
       Counts send_rows;
@@ -111,7 +192,7 @@ void AllToAllDeliversToEachItsRows(Communicator& world) {
         sent += send_rows.emplace_back(RowsBetween(world.rank(), r, round));
         received += recv_rows.emplace_back(RowsBetween(r, world.rank(), round));
       }
-      Matrix send(sent, width);
+      Matrix send(sent, width, memory.For(kInArena[static_cast<std::size_t>(round)]));
       std::int64_t place = 0;
       for (int r = 0; r < world.size(); ++r) {
         for (std::int64_t i = 0; i < send_rows[Index(r)]; ++i, ++place) {
@@ -122,6 +203,7 @@ void AllToAllDeliversToEachItsRows(Communicator& world) {
       }
       Matrix recv(received + 1, width);
       world.AllToAllRows(recv.view(), recv_rows, send.view(), send_rows, stream);
+      std::fill_n(send.view().data<std::int32_t>(), sent * width, kUntouched);
       place = 0;
       bool right = true;
       for (int r = 0; r < world.size(); ++r) {
@@ -189,14 +271,14 @@ void NobodyPassesABarrierBeforeTheLastArrives(Communicator& world) {
 }
 
 /// The numbers that a group's members bring, in the group's order.
-Ints Roll(Communicator& group, std::int32_t number) {
+Ints Roll(Communicator& group, std::int32_t number, TensorView memory = {}) {
   Stream stream(Device::kCpu);
-  Matrix mine(1, 1);
+  Matrix mine(1, 1, memory);
   mine.at(0, 0) = number;
   Matrix all(group.size(), 1);
   group.AllGatherRows(all.view(), mine.view(), Counts(Index(group.size()), 1), stream);
-  all.elements.resize(Index(group.size()));
-  return all.elements;
+  const std::int32_t* const numbers = all.view().data<std::int32_t>();
+  return Ints(numbers, numbers + group.size());
 }
 
 Ints RanksWhere(const Communicator& world, bool (*holds)(int rank, int of), int of) {
@@ -208,6 +290,7 @@ Ints RanksWhere(const Communicator& world, bool (*holds)(int rank, int of), int 
 }
 
 void SplitGroupsByColourInRankOrder(Communicator& world) {
+  const SendMemory memory(world, 4);
   const auto same_third = [](int rank, int of) { return rank % 3 == of % 3; };
   const auto thirds = world.Split(world.rank() % 3);
   EXPECT_EQ(Roll(*thirds, world.rank()), RanksWhere(world, same_third, world.rank()));
@@ -218,7 +301,8 @@ void SplitGroupsByColourInRankOrder(Communicator& world) {
   const auto sixths = thirds->Split(thirds->rank() % 2);
   for (int i = 0; i < 10; ++i) {
     EXPECT_EQ(Roll(*sixths, world.rank()), RanksWhere(world, same_sixth, world.rank()));
-    EXPECT_EQ(Roll(*thirds, world.rank()), RanksWhere(world, same_third, world.rank()));
+    EXPECT_EQ(Roll(*thirds, world.rank(), memory.For(InArena::kOdd)),
+              RanksWhere(world, same_third, world.rank()));
   }
 
   const auto alone = world.Split(world.rank());
@@ -234,10 +318,12 @@ void SplitByNodeKeepsTheRanksOfOneHost(Communicator& world) {
 }
 
 void CallsOfUnevenRanksStayInOrder(Communicator& world) {
+  const SendMemory memory(world, 4);
   std::mt19937 random(static_cast<unsigned>(world.rank()));
   for (std::int32_t i = 0; i < 200; ++i) {
     if (random() % 16 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
-    const Ints roll = Roll(world, 1000 * i + world.rank());
+    const InArena in_arena = kInArena[Index(i % 3)];
+    const Ints roll = Roll(world, 1000 * i + world.rank(), memory.For(in_arena));
     for (int r = 0; r < world.size(); ++r) EXPECT_EQ(roll[Index(r)], 1000 * i + r);
     std::vector<std::byte> message;
     if (world.rank() == i % world.size()) message.assign(Index(i), std::byte{1});
@@ -252,6 +338,7 @@ void CallsOfUnevenRanksStayInOrder(Communicator& world) {
 const std::vector<ConformanceCheck>& ConformanceChecks() {
   static const std::vector<ConformanceCheck> checks = {
       {"AllGatherPlacesRowsInRankOrder", AllGatherPlacesRowsInRankOrder},
+      {"VisitShowsTheRowsOfEachRank", VisitShowsTheRowsOfEachRank},
       {"AllGatherTakesRowsFromTheirOwnPlace", AllGatherTakesRowsFromTheirOwnPlace},
       {"AllToAllDeliversToEachItsRows", AllToAllDeliversToEachItsRows},
       {"BroadcastCarriesMessagesOfAnyLength", BroadcastCarriesMessagesOfAnyLength},

@@ -8,13 +8,13 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <numeric>
 #include <random>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "kernels/arena.h"
 #include "kernels/chunks.h"
 #include "kernels/error.h"
 #include "tests/parallel/local_world.h"
@@ -114,31 +114,25 @@ Floats Expected(const StepInput& step, int top_k) {
   return out;
 }
 
-/// 64-byte aligned memory of that many bytes, followed by bytes that must stay as they are.
+/// A rank's memory of that many bytes, followed by bytes that must stay as they are.
 class GuardedMemory {
  public:
-  explicit GuardedMemory(std::int64_t bytes)
-      : bytes_(static_cast<std::size_t>(bytes)),
-        memory_(new (std::align_val_t{64}) std::byte[bytes_ + kGuard]) {
-    std::fill_n(memory_.get(), bytes_ + kGuard, kPoison);
+  GuardedMemory(std::int64_t bytes, Communicator& node)
+      : arena_(node.NewArena(bytes + kGuard)), memory_(arena_.Take(DType::kU8, {bytes + kGuard})) {
+    std::fill_n(memory_.raw(), memory_.bytes(), kPoison);
   }
 
-  TensorView view() const {
-    return TensorView(memory_.get(), DType::kU8, {static_cast<std::int64_t>(bytes_)});
-  }
+  TensorView view() const { return memory_.Rows(0, memory_.bytes() - kGuard); }
   bool intact() const {
-    return std::all_of(memory_.get() + bytes_, memory_.get() + bytes_ + kGuard,
+    return std::all_of(view().raw() + view().bytes(), memory_.raw() + memory_.bytes(),
                        [](std::byte byte) { return byte == kPoison; });
   }
 
  private:
-  static constexpr std::size_t kGuard = 4096;
+  static constexpr std::int64_t kGuard = 4096;
   static constexpr std::byte kPoison{0xA5};
-  struct Free {
-    void operator()(std::byte* memory) const { operator delete[](memory, std::align_val_t{64}); }
-  };
-  std::size_t bytes_;
-  std::unique_ptr<std::byte[], Free> memory_;
+  Arena arena_;
+  TensorView memory_;
 };
 
 /// One rank's part of one step; its data group's tokens must come out as expected.
@@ -201,7 +195,7 @@ std::vector<std::vector<std::int64_t>> StepsFor(int data) {
   return steps;
 }
 
-void CheckPlan(const ParallelPlan& plan, int experts, int top_k) {
+void CheckPlan(const RunWorld& world, const ParallelPlan& plan, int experts, int top_k) {
   SCOPED_TRACE(testing::Message() << plan.ToString() << ", " << experts << " experts, top "
                                   << top_k);
   const ExchangeSizes sizes{
@@ -212,9 +206,9 @@ void CheckPlan(const ParallelPlan& plan, int experts, int top_k) {
     steps.push_back(MakeStep(tokens_of_group, experts, top_k, static_cast<unsigned>(steps.size())));
     expected.push_back(Expected(steps.back(), top_k));
   }
-  RunLocalWorld(plan.world(), [&](std::unique_ptr<Communicator> world) {
-    const Mesh mesh = MakeMesh(plan, std::move(world));
-    const GuardedMemory memory(ExpertExchangeBytes(plan, mesh.seat, sizes));
+  world.run(plan.world(), [&](std::unique_ptr<Communicator> ranks) {
+    const Mesh mesh = MakeMesh(plan, std::move(ranks));
+    const GuardedMemory memory(ExpertExchangeBytes(plan, mesh.seat, sizes), *mesh.node);
     const auto exchange = MakeExpertExchange(mesh, sizes, memory.view());
     EXPECT_EQ(exchange->max_rows(), MaxExpertRows(plan, mesh.seat, sizes));
     for (std::size_t s = 0; s < steps.size(); ++s) {
@@ -225,19 +219,19 @@ void CheckPlan(const ParallelPlan& plan, int experts, int top_k) {
   });
 }
 
-using Case = std::tuple<int, Exchange>;
+using Case = std::tuple<RunWorld, int, Exchange>;
 
 class ExpertExchangeTest : public testing::TestWithParam<Case> {};
 
 TEST_P(ExpertExchangeTest, HasTheBitsOfTheDefinition) {
-  const auto [world, exchange] = GetParam();
+  const auto [run, world, exchange] = GetParam();
   for (const int data : {1, 2, 4}) {
     for (int expert = 1; expert <= world; ++expert) {
       if (world % data != 0 || world % expert != 0) continue;
       for (const int experts : {8, 5}) {
         if (expert > experts) continue;
         for (const int top_k : {1, 2, 3}) {
-          CheckPlan(MakePlan(world, experts, exchange, expert, data), experts, top_k);
+          CheckPlan(run, MakePlan(world, experts, exchange, expert, data), experts, top_k);
         }
       }
     }
@@ -245,12 +239,13 @@ TEST_P(ExpertExchangeTest, HasTheBitsOfTheDefinition) {
 }
 
 std::string NameOfCase(const testing::TestParamInfo<Case>& info) {
-  const auto [world, exchange] = info.param;
-  return std::to_string(world) + (exchange == Exchange::kReplicated ? "Replicated" : "AllToAll");
+  const auto [run, world, exchange] = info.param;
+  return run.name + std::to_string(world) +
+         (exchange == Exchange::kReplicated ? "Replicated" : "AllToAll");
 }
 
 INSTANTIATE_TEST_SUITE_P(Worlds, ExpertExchangeTest,
-                         testing::Combine(testing::Range(1, 9),
+                         testing::Combine(testing::ValuesIn(kRunWorlds), testing::Range(1, 9),
                                           testing::Values(Exchange::kReplicated,
                                                           Exchange::kAllToAll)),
                          NameOfCase);

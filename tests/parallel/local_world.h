@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel/local_communicator.h"
+#include "parallel/shared_memory_communicator.h"
 
 namespace jubal {
 
@@ -33,6 +34,22 @@ inline void RunLocalWorld(int size,
     if (failure) std::rethrow_exception(failure);
   }
 }
+
+/// The same, over memory that the threads share.
+inline void RunSharedMemoryWorld(
+    int size, const std::function<void(std::unique_ptr<Communicator>)>& rank_main) {
+  RunLocalWorld(size, [&](std::unique_ptr<Communicator> world) {
+    rank_main(OverSharedMemory(std::move(world), {}));
+  });
+}
+
+/// One of these two, as a test's parameter.
+struct RunWorld {
+  const char* name;
+  void (*run)(int size, const std::function<void(std::unique_ptr<Communicator>)>& rank_main);
+};
+inline constexpr RunWorld kRunWorlds[] = {{"Local", RunLocalWorld},
+                                          {"SharedMemory", RunSharedMemoryWorld}};
 
 }  // namespace jubal
 

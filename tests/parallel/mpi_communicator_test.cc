@@ -15,16 +15,19 @@
 #include <string>
 #include <vector>
 
+#include "parallel/shared_memory_communicator.h"
 #include "tests/parallel/communicator_conformance.h"
 
 namespace jubal {
 namespace {
 
-Communicator* world = nullptr;
+Communicator* world = nullptr;          // all messages through MPI
+Communicator* shared_memory = nullptr;  // rows not
 
 class MpiCommunicatorTest : public testing::TestWithParam<ConformanceCheck> {};
 
 TEST_P(MpiCommunicatorTest, Conforms) { GetParam().check(*world); }
+TEST_P(MpiCommunicatorTest, ConformsOverSharedMemory) { GetParam().check(*shared_memory); }
 
 INSTANTIATE_TEST_SUITE_P(Suite, MpiCommunicatorTest, testing::ValuesIn(ConformanceChecks()),
                          [](const auto& info) { return std::string(info.param.name); });
@@ -103,6 +106,11 @@ int RunOnEveryRank() {
   MpiSession session;
   const std::unique_ptr<Communicator> ranks = session.World();
   world = ranks.get();
+  const std::unique_ptr<Communicator> sharing = OverSharedMemory(
+      session.World(),
+      {.while_waiting = MpiSession::Progress,
+       .on_failure = [](const std::string& failure) { ADD_FAILURE() << failure; }});
+  shared_memory = sharing.get();
   if (world->rank() != 0) {
     testing::TestEventListeners& listeners = testing::UnitTest::GetInstance()->listeners();
     delete listeners.Release(listeners.default_result_printer());

@@ -1,14 +1,20 @@
 // A rank whose peer breaks the agreement must say so and end the job: if it went on, or waited, the
 // supervisor would not start the next one.
 //
-// Run by mpirun on two ranks, with the name of what should go wrong. Passes when the job ends
-// non-zero and rank 1 has printed the CommunicationError, or the job has the aborting status.
+// Run by mpirun on two ranks, with the name of what should go wrong: over which communicator, and
+// what. Passes when the job ends non-zero and rank 1 has printed the CommunicationError, or the job
+// has the status of rank 1, for which rank 0 waits.
 
+#include <csignal>
 #include <cstdio>
-#include <cstring>
+#include <string_view>
+#include <utility>
 #include <vector>
 
+#include "parallel/gather_values.h"
 #include "parallel/mpi_communicator.h"
+#include "parallel/row_transfer.h"
+#include "parallel/shared_memory_communicator.h"
 
 namespace jubal {
 namespace {
@@ -31,16 +37,20 @@ void SendTooMuch(Communicator& world) {
   world.AllToAllRows(view(recv), recv_rows, view(send), send_rows, stream);
 }
 
-int Main(const char* failure) {
+int Main(std::string_view failure) {
   try {
     MpiSession session;
-    const std::unique_ptr<Communicator> world = session.World();
-    if (std::strcmp(failure, "abort") == 0) {
-      if (world->rank() == 1) MpiSession::Abort(kAbortStatus);
-    } else {
-      SendTooMuch(*world);
+    std::unique_ptr<Communicator> world = session.World();
+    if (failure.starts_with("shared")) {
+      world = OverSharedMemory(std::move(world), {.while_waiting = MpiSession::Progress});
     }
-    world->Barrier();
+    if (failure.ends_with("much")) {
+      SendTooMuch(*world);
+    } else if (world->rank() == 1) {
+      if (failure.ends_with("kill")) std::raise(SIGKILL);
+      MpiSession::Abort(kAbortStatus);
+    }
+    GatherValues(*world, world->rank());
   } catch (const CommunicationError& error) {
     std::fprintf(stderr, "CommunicationError: %s\n", error.what());
     return 1;
