@@ -150,14 +150,21 @@ std::int32_t DrawFiltered(const float* weights, std::int64_t vocabulary, const S
   return Draw(weights, count, id_at, total, u);
 }
 
+std::int32_t FirstOf(const float* logits, std::int64_t vocabulary, float value) {
+  return static_cast<std::int32_t>(std::find(logits, logits + vocabulary, value) - logits);
+}
+
+/// Whether the row's token is that of the largest logit as it is.
+bool TakesLargest(const SampleRow& row) {
+  return row.temperature == 0.0f && row.seen.empty() && row.produced.empty();
+}
+
 std::int32_t SampleOne(const float* raw, std::int64_t vocabulary, const SampleRow& row,
                        float* adjusted, std::uint64_t* keys) {
   std::copy_n(raw, vocabulary, adjusted);
   Penalise(row, vocabulary, adjusted);
   const float max = Max(adjusted, vocabulary);
-  if (row.temperature == 0.0f) {
-    return static_cast<std::int32_t>(std::find(adjusted, adjusted + vocabulary, max) - adjusted);
-  }
+  if (row.temperature == 0.0f) return FirstOf(adjusted, vocabulary, max);
   const bool filtered = row.top_k > 0 || row.top_p < 1.0f || row.min_p > 0.0f;
   if (filtered) {
     for (std::int64_t id = 0; id < vocabulary; ++id) keys[id] = KeyOf(adjusted[id], id);
@@ -200,7 +207,18 @@ void RunOnCpu(const Sample& op) {
   const std::int64_t vocabulary = op.logits.size(1);
   auto* adjusted = reinterpret_cast<float*>(op.workspace.raw());
   auto* keys = reinterpret_cast<std::uint64_t*>(op.workspace.raw() + AdjustedBytes(vocabulary));
+  // Rows that need no workspace are shared out among threads.
+#pragma omp parallel for if (op.logits.size(0) > 1)
   for (std::int64_t r = 0; r < op.logits.size(0); ++r) {
+    if (!TakesLargest(op.rows[static_cast<std::size_t>(r)])) continue;
+    const float* logits = op.logits.row<float>(r);
+    const Normaliser normaliser = NormaliserOf(logits, vocabulary);
+    const std::int32_t id = normaliser.finite() ? FirstOf(logits, vocabulary, normaliser.max) : 0;
+    op.ids.data<std::int32_t>()[r] = id;
+    op.logprobs.data<float>()[r] = normaliser.LogProbOf(logits[id]);
+  }
+  for (std::int64_t r = 0; r < op.logits.size(0); ++r) {
+    if (TakesLargest(op.rows[static_cast<std::size_t>(r)])) continue;
     const float* logits = op.logits.row<float>(r);
     const Normaliser normaliser = NormaliserOf(logits, vocabulary);
     const std::int32_t id =
