@@ -160,6 +160,16 @@ void PackScales(const MatrixLayout& layout, const std::byte* source, std::int64_
   }
 }
 
+void CheckPart(const MatrixLayout& whole, const MatrixLayout& part) {
+  const auto within = [](Range inner, Range outer) {
+    return outer.begin <= inner.begin && inner.end <= outer.end;
+  };
+  CHECK(part.type == whole.type && part.split == whole.split);
+  CHECK(part.k == whole.k && part.n == whole.n && part.group_rows == whole.group_rows);
+  CHECK(within(part.experts, whole.experts) && within(part.chunks, whole.chunks));
+  CHECK(within(part.columns, whole.columns));
+}
+
 }  // namespace
 
 static_assert(std::endian::native == std::endian::little, "steps are words of the checkpoint");
@@ -227,14 +237,8 @@ std::int64_t MatrixLayout::ExpertScales() const {
 
 PackedMatrix PartOf(const PackedMatrix& whole, const MatrixLayout& part) {
   const MatrixLayout& in = whole.layout;
-  const auto within = [](Range inner, Range outer) {
-    return outer.begin <= inner.begin && inner.end <= outer.end;
-  };
   CHECK(!whole.within);
-  CHECK(part.type == in.type && part.split == in.split && part.group_rows == in.group_rows);
-  CHECK(part.k == in.k && part.n == in.n);
-  CHECK(within(part.experts, in.experts) && within(part.chunks, in.chunks));
-  CHECK(within(part.columns, in.columns));
+  CheckPart(in, part);
   std::int64_t bytes = in.ExpertBytes() * (part.experts.begin - in.experts.begin);
   std::int64_t scales = in.ExpertScales() * (part.experts.begin - in.experts.begin);
   for (std::int64_t chunk = in.chunks.begin; chunk < part.chunks.begin; ++chunk) {
@@ -251,6 +255,30 @@ PackedMatrix PartOf(const PackedMatrix& whole, const MatrixLayout& part) {
           .scales = whole.scales == nullptr ? nullptr : whole.scales + scales,
           .device = whole.device,
           .within = in};
+}
+
+std::vector<Range> DataRanges(const MatrixLayout& whole, const MatrixLayout& part) {
+  CheckPart(whole, part);
+  std::vector<Range> ranges;
+  if (part.columns.empty()) return ranges;
+  const std::int64_t blocks = whole.blocks().size();
+  for (std::int64_t expert = part.experts.begin; expert < part.experts.end; ++expert) {
+    std::int64_t chunk_begin = (expert - whole.experts.begin) * whole.ExpertBytes();
+    for (std::int64_t chunk = whole.chunks.begin; chunk < part.chunks.end; ++chunk) {
+      const std::int64_t block_bytes = whole.BlockBytes(chunk);
+      const std::int64_t begin =
+          chunk_begin + (part.blocks().begin - whole.blocks().begin) * block_bytes;
+      const std::int64_t end = begin + part.blocks().size() * block_bytes;
+      chunk_begin += blocks * block_bytes;
+      if (chunk < part.chunks.begin || begin == end) continue;
+      if (!ranges.empty() && ranges.back().end == begin) {
+        ranges.back().end = end;
+      } else {
+        ranges.push_back({begin, end});
+      }
+    }
+  }
+  return ranges;
 }
 
 void PackMatrix(const MatrixLayout& layout, std::int64_t expert, const UnpackedMatrix& source,

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "kernels/chunks.h"
 #include "kernels/tensor.h"
@@ -120,6 +121,9 @@ struct PackedMatrix {
 /// The part of a matrix that `part` describes, where it lies. `part` must be within `whole`: the
 /// same matrix and split, some of its experts, chunks and columns.
 PackedMatrix PartOf(const PackedMatrix& whole, const MatrixLayout& part);
+
+/// Where the bytes of that part's data lie in the whole's: ascending, neighbours joined.
+std::vector<Range> DataRanges(const MatrixLayout& whole, const MatrixLayout& part);
 
 /// Where the unpacked weights lie: a row-major matrix in a file, unaligned.
 struct UnpackedMatrix {

@@ -16,6 +16,7 @@ int RunBench(const Options& options);
 int RunChat(const Options& options);
 int RunInspect(const Options& options);
 int RunPlan(const Options& options);
+int RunPack(const Options& options);
 int RunCoordinatorProcess(const Options& options);
 
 }  // namespace jubal

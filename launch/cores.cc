@@ -9,6 +9,10 @@
 
 #include "parallel/mpi_communicator.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 namespace jubal {
 namespace {
 
@@ -70,6 +74,14 @@ std::int64_t LastLevelCacheBytes() {
     if (bytes > 0) break;
   }
   return bytes;
+}
+
+void UseThreads(int threads) {
+#ifdef _OPENMP
+  omp_set_num_threads(threads);
+#else
+  static_cast<void>(threads);
+#endif
 }
 
 int CountCores(const CpuSet& set) {

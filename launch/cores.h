@@ -14,6 +14,9 @@ using CpuSet = std::array<unsigned long, 64>;
 /// of a small job to one core unless told how to bind; what the user asked for is kept.
 CpuSet TakeCores();
 
+/// Lets parallel loops use so many threads.
+void UseThreads(int threads);
+
 /// Cores with a hardware thread in `set`; at least 1.
 int CountCores(const CpuSet& set);
 

@@ -6,10 +6,13 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "kernels/block_product.h"
 #include "kernels/chunks.h"
+#include "kernels/error.h"
 #include "launch/commands.h"
 #include "launch/memory_size.h"
 #include "launch/plan_report.h"
+#include "launch/progress_line.h"
 #include "runtime/checkpoint/stored_tensor.h"
 
 namespace jubal {
@@ -49,7 +52,7 @@ std::vector<TensorRow> ListTensors(const ModelSource& source) {
                     .role = spec.Name(),
                     .dtype = FormatText(source.format(i)),
                     .shape = {spec.k},
-                    .file = ""};
+                    .file = source.packed() ? std::string(kPackFileName) : ""};
       if (spec.n > 0) row.shape.push_back(spec.n);
       if (spec.expert_stack) row.shape.insert(row.shape.begin(), source.model().experts);
       rows.push_back(std::move(row));
@@ -82,8 +85,10 @@ std::string RangeText(const Range& range) {
 }
 
 void PrintTables(const ModelSource& source, const PlanReport& report) {
-  fmt::print("{}: {}{}{}, {} as stored\n\n", source.name(), source.model().family,
-             source.has_files() ? ", names of " : "", source.has_files() ? source.naming() : "",
+  const std::string naming = source.has_files() ? ", names of " + source.naming()
+                             : source.packed()  ? ", packed"
+                                                : "";
+  fmt::print("{}: {}{}, {} as stored\n\n", source.name(), source.model().family, naming,
              MemorySizeText(source.stored_bytes()));
   const std::vector<TensorRow> rows = ListTensors(source);
   std::size_t name_width = 6;
@@ -101,7 +106,7 @@ void PrintTables(const ModelSource& source, const PlanReport& report) {
     fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
   };
   print_row(source.has_files() ? "tensor" : "", "role", "type", "shape",
-            source.has_files() ? "file" : "");
+            source.has_files() || source.packed() ? "file" : "");
   for (const TensorRow& row : rows) {
     print_row(row.name, row.role, row.dtype, ShapeText(row.shape), row.file);
   }
@@ -153,6 +158,14 @@ void PrintJson(const ModelSource& source, const PlanReport& report) {
 int RunInspect(const Options& options) {
   const ModelSource source = OpenOrPublished(options.model);
   const PlanReport report = MakePlanReport(source, options, options.ranks);
+  if (options.verify) {
+    if (!source.packed()) {
+      throw UserError(ExitStatus::kUsage,
+                      fmt::format("--verify needs a packed model, but {} has no {}", source.name(),
+                                  kPackFileName));
+    }
+    VerifyPack(source.pack(), MostThreads(), ProgressLine("verifying", "verified"));
+  }
   if (options.json) {
     PrintJson(source, report);
   } else {

@@ -34,6 +34,8 @@ int Run(const Options& options) {
       return RunInspect(options);
     case Command::kPlan:
       return RunPlan(options);
+    case Command::kPack:
+      return RunPack(options);
     case Command::kCoordinator:
       return RunCoordinatorProcess(options);
     case Command::kVersion:

@@ -158,7 +158,8 @@ constexpr unsigned kSampling = In(Command::kGenerate) | In(Command::kChat);
 constexpr unsigned kServed = kLocal | kServing | kTables;  // know the load by flags alone
 constexpr unsigned kEngine = kLocal | kServing | In(Command::kBench);
 constexpr unsigned kPlanned = kEngine | kTables;
-constexpr unsigned kAll = kPlanned | kSampling | In(Command::kCoordinator);
+constexpr unsigned kModel = kPlanned | In(Command::kPack) | In(Command::kCoordinator);
+constexpr unsigned kAll = kModel | kSampling;
 
 struct Flag {
   const char* name;   // one letter: -n; more: --name
@@ -178,10 +179,24 @@ constexpr std::int64_t kMaxRunning = 1 << 14;
 
 /// Every flag of every command.
 constexpr std::array kFlags{
-    Flag{"model", "DIR", kPlanned | In(Command::kCoordinator),
-         "directory with ckpt-0/ or *.safetensors, perhaps config.json and tokenizer.model; plan "
-         "and inspect also know the name grok-1",
+    Flag{"model", "DIR", kModel,
+         "directory with weights.jubalpack, ckpt-0/ or *.safetensors, perhaps config.json and "
+         "tokenizer.model; plan and inspect also know the name grok-1",
          [](Options& o, const Value& v) { o.model = v.Text(); }},
+    Flag{"output", "DIR", In(Command::kPack), "the new model directory",
+         [](Options& o, const Value& v) { o.output = v.Text(); }},
+    Flag{"weights", "TYPE", In(Command::kPack) | In(Command::kBench),
+         "bf16, int8 or int4: what matrices of more bits become (pack; default: all stay as they "
+         "are), or how those of --synthetic are stored (bench; default int8)",
+         [](Options& o, const Value& v) {
+           constexpr std::array kTypes{WeightType::kBf16, WeightType::kInt8, WeightType::kInt4};
+           const auto* const type = std::find_if(kTypes.begin(), kTypes.end(),
+                                                 [&](WeightType t) { return NameOf(t) == v.text; });
+           if (type == kTypes.end()) {
+             Refuse(fmt::format("{} is '{}': give bf16, int8 or int4", v.flag, v.text));
+           }
+           o.weights = *type;
+         }},
     Flag{"n", "RANKS", In(Command::kServe) | kTables | In(Command::kCoordinator),
          "number of ranks (default 1)",
          [](Options& o, const Value& v) { o.ranks = v.Int(1, kMaxRanks); }},
@@ -219,16 +234,6 @@ constexpr std::array kFlags{
          "measure a model of Grok-1's family with random weights and this shape: KEY=NUMBER,... "
          "with the keys above",
          [](Options& o, const Value& v) { o.bench.synthetic = v.Shape(); }},
-    Flag{"weights", "TYPE", In(Command::kBench),
-         "with --synthetic: how weights are stored, int8, bf16 or int4 (default int8)",
-         [](Options& o, const Value& v) {
-           for (const WeightType type : {WeightType::kInt8, WeightType::kBf16, WeightType::kInt4}) {
-             if (v.text == NameOf(type)) o.bench.weights = type;
-           }
-           if (!o.bench.weights) {
-             Refuse(fmt::format("{} is '{}': give int8, bf16 or int4", v.flag, v.text));
-           }
-         }},
     Flag{"prefill", "N", In(Command::kBench),
          "tokens of the prompt of test ppN (default 512; 0 leaves the test out)",
          [](Options& o, const Value& v) { o.bench.prefill = v.Int<std::int64_t>(0, kMaxTokens); }},
@@ -325,7 +330,7 @@ constexpr std::array kFlags{
     Flag{"data-parallel", "D", kPlanned,
          "copies of the attention layers, each with its own requests (default 1)",
          [](Options& o, const Value& v) { o.data_parallel = v.Int(1, kMaxRanks); }},
-    Flag{"threads", "T", kEngine,
+    Flag{"threads", "T", kEngine | In(Command::kPack),
          "threads of each rank (default: the host's cores shared among its ranks)",
          [](Options& o, const Value& v) { o.threads = v.Int(1, 1024); }},
     Flag{"isa", "TIER", kEngine,
@@ -335,6 +340,9 @@ constexpr std::array kFlags{
     Flag{"device-memory", "SIZE", In(Command::kPlan),
          "memory of each rank: exit with status 78 if the model does not fit",
          [](Options& o, const Value& v) { o.device_memory = v.Size(); }},
+    Flag{"verify", nullptr, In(Command::kInspect),
+         "read all of a packed model and hold it against its checksums",
+         [](Options& o, const Value&) { o.verify = true; }},
     Flag{"csv", nullptr, In(Command::kBench), "print comma-separated values",
          [](Options& o, const Value&) { o.bench.csv = true; }},
     Flag{"json", nullptr, kLocal | kTables | In(Command::kBench),
@@ -416,11 +424,24 @@ constexpr std::array kCommands{
                 "to change.\n\n"
                 "  jubal plan --model grok-1 -n 8 --device-memory 80GB\n"
                 "  jubal plan --model /models/grok-1 -n 4 --kv-memory 4GB --json\n"},
-    CommandText{Command::kInspect, "inspect", "jubal inspect --model (DIR | grok-1) [-n RANKS]",
-                "tables of a checkpoint, and of who holds what",
-                "Prints each tensor with its role, type, shape and file, then the heads, experts "
-                "and chunks\nof each rank.\n\n"
-                "  jubal inspect --model /models/grok-1 -n 8\n"},
+    CommandText{
+        Command::kInspect, "inspect", "jubal inspect --model (DIR | grok-1) [-n RANKS]",
+        "tables of a checkpoint, and of who holds what",
+        "Prints each tensor with its role, type, shape and file, then the heads, experts "
+        "and chunks\nof each rank. With --verify, exits with status 65 if a packed model is "
+        "damaged.\n\n"
+        "  jubal inspect --model /models/grok-1 -n 8\n"
+        "  jubal inspect --model /models/grok-1-packed --verify\n"},
+    CommandText{Command::kPack, "pack", "jubal pack --model DIR --output DIR [--weights TYPE]",
+                "store a model so that ranks map it instead of loading",
+                "Writes a model directory for every command: all weights in one file, as they lie "
+                "in memory,\nand copies of config.json and tokenizer.model. Ranks map the file "
+                "read-only and share it; a\nsecond start takes milliseconds. Any number of ranks "
+                "and any plan can use it, with the same\nresults as the checkpoint, bit for bit. "
+                "--weights makes it smaller, and its results others.\n\n"
+                "  jubal pack --model /models/grok-1 --output /models/grok-1-packed\n"
+                "  jubal pack --model /models/mixtral --output /models/mixtral-int8 --weights "
+                "int8\n"},
     CommandText{Command::kRank, "rank",
                 "mpirun -n RANKS jubal rank --model DIR --coordinator "
                 "ADDRESS [flags]",
@@ -579,7 +600,7 @@ void RequireOneOf(const char* first, bool has_first, const char* second, bool ha
 void CheckBench(const Options& o, const CommandText& command) {
   RequireOneOf("--model", !o.model.empty(), "--synthetic", o.bench.synthetic.has_value(),
                command.name);
-  if (o.bench.weights && !o.bench.synthetic) {
+  if (o.weights && !o.bench.synthetic) {
     Refuse("--weights goes with --synthetic: a model's weights are served as they are stored");
   }
   if (o.bench.prefill == 0 && o.bench.decode == 0) {
@@ -591,9 +612,10 @@ void CheckBench(const Options& o, const CommandText& command) {
 void CheckComplete(const Options& o, const CommandText& command) {
   if (o.command == Command::kBench) {
     CheckBench(o, command);
-  } else if ((In(o.command) & (kPlanned | In(Command::kCoordinator))) != 0 && o.model.empty()) {
+  } else if ((In(o.command) & kModel) != 0 && o.model.empty()) {
     Refuse(fmt::format("jubal {} needs --model DIR", command.name));
   }
+  if (o.command == Command::kPack && o.output.empty()) Refuse("jubal pack needs --output DIR");
   if (o.command == Command::kGenerate) {
     RequireOneOf("--prompt", o.prompt.has_value(), "--prompt-ids", o.prompt_ids.has_value(),
                  command.name);

@@ -26,6 +26,7 @@ enum class Command {
   kChat,
   kInspect,
   kPlan,
+  kPack,
   kCoordinator,
   kVersion,
   kHelp,
@@ -46,7 +47,6 @@ struct SamplingOptions {
 /// What jubal bench measures, and how it prints that.
 struct BenchOptions {
   std::optional<SyntheticShape> synthetic;  // else options.model
-  std::optional<WeightType> weights;        // of a synthetic model
   std::int64_t prefill = 512;               // tokens; 0: no such test
   std::int64_t decode = 32;                 // steps; 0: no such test
   std::vector<std::int64_t> batches{1, 8, 16};
@@ -71,6 +71,10 @@ struct Options {
   ServingOptions serving;
   std::optional<std::int64_t> device_memory;
   bool json = false;
+  bool verify = false;
+
+  std::string output;                 // pack: the new model directory
+  std::optional<WeightType> weights;  // pack: what matrices of more bits become; bench: synthetic
 
   std::optional<std::string> prompt;
   std::optional<std::vector<TokenId>> prompt_ids;

@@ -1,4 +1,5 @@
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 #include <fmt/format.h>
@@ -39,10 +40,19 @@ void PrintTable(const ModelSource& source, const PlanReport& report) {
   for (const MemoryPlan& memory : report.ranks) {
     fmt::print("{:>12}", MemorySizeText(memory.total()));
   }
+  std::string weights;
+  if (source.packed()) {
+    fmt::print("\n{:<22}", "of its own");
+    for (const MemoryPlan& memory : report.ranks) {
+      fmt::print("{:>12}", MemorySizeText(memory.own()));
+    }
+    weights = fmt::format(" and, in the page cache of each node, up to {} of {}",
+                          MemorySizeText(source.stored_bytes()), kPackFileName);
+  }
   fmt::print(
-      "\n\nall ranks together {}; keys and values of {} tokens{}, {} of them in one "
+      "\n\nall ranks together {}{}; keys and values of {} tokens{}, {} of them in one "
       "request\n",
-      MemorySizeText(report.total_bytes()), limits.num_pages * kPageTokens,
+      MemorySizeText(report.own_bytes()), weights, limits.num_pages * kPageTokens,
       report.plan.data == 1 ? "" : " in each data group", limits.context);
 }
 
@@ -55,6 +65,7 @@ void PrintJson(const ModelSource& source, const PlanReport& report) {
     for (const MemoryLine& line : memory.lines) lines[line.what] = line.bytes;
     per_rank.push_back({{"rank", r},
                         {"total", memory.total()},
+                        {"own", memory.own()},
                         {"weights", memory.weight_bytes},
                         {"kv", memory.kv_bytes},
                         {"activations", memory.activation_bytes},
@@ -66,6 +77,7 @@ void PrintJson(const ModelSource& source, const PlanReport& report) {
                             {"plan", report.plan.ToString()},
                             {"per_rank", per_rank},
                             {"total_bytes", report.total_bytes()},
+                            {"own_bytes", report.own_bytes()},
                             {"kv_tokens", limits.num_pages * kPageTokens},
                             {"context", limits.context}};
   fmt::print("{}\n", json.dump());

@@ -51,6 +51,12 @@ std::int64_t PlanReport::total_bytes() const {
   return bytes;
 }
 
+std::int64_t PlanReport::own_bytes() const {
+  std::int64_t bytes = 0;
+  for (const MemoryPlan& memory : ranks) bytes += memory.own();
+  return bytes;
+}
+
 std::int64_t PlanReport::largest() const {
   std::int64_t bytes = 0;
   for (const MemoryPlan& memory : ranks) bytes = std::max(bytes, memory.total());

@@ -18,8 +18,9 @@ struct PlanReport {
   ParallelPlan plan;
   std::vector<MemoryPlan> ranks;
 
-  std::int64_t total_bytes() const;
-  std::int64_t largest() const;  // of one rank
+  std::int64_t total_bytes() const;  // weights that ranks share through a mapping count for each
+  std::int64_t own_bytes() const;    // without such weights
+  std::int64_t largest() const;      // of one rank
 };
 
 /// Bytes of one kind ("KV pages") on a rank; 0 if it has none.

@@ -23,27 +23,46 @@ std::string TimeText(double seconds) {
   return fmt::format("{} min {} s", whole / 60, whole % 60);
 }
 
+std::string RateText(std::int64_t bytes, double seconds) {
+  const double rate = seconds > 0 ? static_cast<double>(bytes) / seconds : 0;
+  return fmt::format("{}/s", MemorySizeText(static_cast<std::int64_t>(rate)));
+}
+
+std::string ElapsedText(double seconds) {
+  return seconds < 1 ? fmt::format("{:.0f} ms", seconds * 1e3) : fmt::format("{:.1f} s", seconds);
+}
+
 class Progress {
  public:
+  Progress(std::string_view doing, std::string_view done) : doing_(doing), done_(done) {}
+
   void operator()(std::int64_t done, std::int64_t total) {
+    (*this)({.done = done, .total = total});
+  }
+  void operator()(const LoadState& state) {
+    const auto [done, total, from_disk] = state;
     const Clock::time_point now = Clock::now();
     const bool finished = done >= total;
     if (ended_ || (!finished && now - last_ < interval_)) return;
     last_ = now;
     ended_ = finished;
     const double elapsed = Seconds(now - begin_).count();
-    const double rate = elapsed > 0 ? static_cast<double>(done) / elapsed : 0;
     std::string line;
-    if (finished) {
-      line = fmt::format("loaded {} in {:.1f} s ({}/s)", MemorySizeText(total), elapsed,
-                         MemorySizeText(static_cast<std::int64_t>(rate)));
+    if (finished && from_disk) {
+      line = fmt::format("mapped {} in {}, ", MemorySizeText(total), ElapsedText(elapsed));
+      line += *from_disk == 0 ? "all in page cache"
+                              : fmt::format("{} of it from disk ({})", MemorySizeText(*from_disk),
+                                            RateText(*from_disk, elapsed));
+    } else if (finished) {
+      line = fmt::format("{} {} in {} ({})", done_, MemorySizeText(total), ElapsedText(elapsed),
+                         RateText(total, elapsed));
     } else {
-      line =
-          fmt::format("loading: {} of {} ({:.0f} %)", MemorySizeText(done), MemorySizeText(total),
-                      100 * static_cast<double>(done) / static_cast<double>(total));
-      if (rate > 0) {
-        line += fmt::format(", {}/s, {} left", MemorySizeText(static_cast<std::int64_t>(rate)),
-                            TimeText(static_cast<double>(total - done) / rate));
+      line = fmt::format("{}: {} of {} ({:.0f} %)", doing_, MemorySizeText(done),
+                         MemorySizeText(total),
+                         100 * static_cast<double>(done) / static_cast<double>(total));
+      if (done > 0 && elapsed > 0) {
+        const double left = elapsed * static_cast<double>(total - done) / static_cast<double>(done);
+        line += fmt::format(", {}, {} left", RateText(done, elapsed), TimeText(left));
       }
     }
     if (terminal_) {
@@ -55,6 +74,8 @@ class Progress {
   }
 
  private:
+  const std::string doing_;
+  const std::string done_;
   const bool terminal_ = isatty(STDERR_FILENO) != 0;
   const Clock::duration interval_ =
       terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(5000);
@@ -91,8 +112,13 @@ class TestProgress {
 StepProgress TestProgressLine(const std::string& test) { return TestProgress(test); }
 
 LoadProgress ProgressLine(bool leader) {
-  if (!leader) return [](std::int64_t, std::int64_t) {};
-  return Progress();
+  if (!leader) return [](const LoadState&) {};
+  return Progress("loading", "loaded");
+}
+
+std::function<void(std::int64_t, std::int64_t)> ProgressLine(std::string_view doing,
+                                                             std::string_view done) {
+  return Progress(doing, done);
 }
 
 }  // namespace jubal

@@ -1,7 +1,10 @@
 #ifndef JUBAL_LAUNCH_PROGRESS_LINE_H_
 #define JUBAL_LAUNCH_PROGRESS_LINE_H_
 
+#include <cstdint>
+#include <functional>
 #include <string>
+#include <string_view>
 
 #include "runtime/step_benchmark.h"
 #include "runtime/weight_loader.h"
@@ -16,6 +19,9 @@ LoadProgress ProgressLine(bool leader);
 /// The same for one test of a benchmark, on a terminal only: nothing else may run beside it. Takes
 /// its line away in the end.
 StepProgress TestProgressLine(const std::string& test);
+/// The same for other work over bytes, such as "packing", "packed": bytes done, and in all.
+std::function<void(std::int64_t, std::int64_t)> ProgressLine(std::string_view doing,
+                                                             std::string_view done);
 
 }  // namespace jubal
 

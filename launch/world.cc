@@ -26,10 +26,6 @@
 #include "parallel/shared_memory_communicator.h"
 #include "runtime/memory_plan.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace jubal {
 namespace {
 
@@ -67,12 +63,7 @@ void ShareCores(Communicator& node, std::optional<int> threads) {
   const std::vector<CpuSet> sets = GatherValues(node, mine);
   const auto sharing = std::count(sets.begin(), sets.end(), mine);
   const int fair = std::max(1, CountCores(mine) / static_cast<int>(sharing));
-#ifdef _OPENMP
-  omp_set_num_threads(threads.value_or(fair));
-#else
-  static_cast<void>(threads);
-  static_cast<void>(fair);
-#endif
+  UseThreads(threads.value_or(fair));
 }
 
 void ReportPlan(const ModelSource& source, const Mesh& mesh, const ServingOptions& options) {
@@ -82,13 +73,21 @@ void ReportPlan(const ModelSource& source, const Mesh& mesh, const ServingOption
     MemoryPlan memory = PlanMemory(source, plan, SeatOf(plan, rank), options);
     if (memory.total() > largest.total()) largest = std::move(memory);
   }
+  const std::string weights =
+      largest.weights_mapped ? ""
+                             : fmt::format("weights {}, ", MemorySizeText(largest.weight_bytes));
   fmt::print(stderr,
              "{}: {}, {} rank{} ({})\n"
-             "a rank holds up to {}: weights {}, {} tokens of keys and values {}, buffers {}\n",
+             "a rank holds up to {}: {}{} tokens of keys and values {}, buffers {}\n",
              source.name(), source.model().family, plan.world(), plan.world() == 1 ? "" : "s",
-             plan.ToString(), MemorySizeText(largest.total()), MemorySizeText(largest.weight_bytes),
+             plan.ToString(), MemorySizeText(largest.own()), weights,
              largest.limits.num_pages * kPageTokens, MemorySizeText(largest.kv_bytes),
              MemorySizeText(largest.activation_bytes + largest.segment_bytes));
+  if (largest.weights_mapped) {
+    fmt::print(stderr,
+               "and reads up to {} of {}, mapped: page cache that the ranks of a node share\n",
+               MemorySizeText(largest.weight_bytes), kPackFileName);
+  }
 }
 
 }  // namespace
@@ -155,7 +154,7 @@ void Agree(Communicator& world, const std::function<void()>& step) {
 ModelSource OpenModel(const Options& options) {
   if (options.bench.synthetic) {
     return ModelSource::Synthetic(*options.bench.synthetic,
-                                  options.bench.weights.value_or(WeightType::kInt8));
+                                  options.weights.value_or(WeightType::kInt8));
   }
   return ModelSource::Open(options.model);
 }

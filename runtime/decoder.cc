@@ -18,6 +18,8 @@
 #include "kernels/route_top_k.h"
 #include "kernels/run.h"
 #include "parallel/all_reduce.h"
+#include "runtime/checkpoint/mapped_file.h"
+#include "runtime/mapped_weights.h"
 #include "runtime/random_weights.h"
 
 namespace jubal {
@@ -66,11 +68,12 @@ Decoder::Decoder(const ModelSource& source, const Mesh& mesh, const ServingOptio
     : model_(source.model()),
       mesh_(mesh),
       memory_(PlanMemory(source, mesh.plan, mesh.seat, options)),
-      weight_arena_(memory_.weight_bytes),
+      weight_arena_(memory_.weights_mapped ? 0 : memory_.weight_bytes),
       kv_arena_(memory_.kv_bytes),
       activation_arena_(mesh.node->NewArena(memory_.activation_bytes)),
-      weights_(source.has_files() ? LoadWeights(source, mesh, weight_arena_, progress)
-                                  : RandomWeights(source, mesh, weight_arena_, progress)),
+      weights_(source.packed()      ? MapWeights(source, mesh, progress)
+               : source.has_files() ? LoadWeights(source, mesh, weight_arena_, progress)
+                                    : RandomWeights(source, mesh, weight_arena_, progress)),
       kv_(TakeKvLayers(model_, mesh.plan, mesh.seat, options, kv_arena_)),
       a_(TakeActivations(source, mesh.plan, mesh.seat, options, activation_arena_)),
       exchange_(MakeExpertExchange(mesh, ExchangeSizesOf(model_, memory_.limits), a_.exchange)) {
@@ -86,6 +89,15 @@ Decoder::Decoder(const ModelSource& source, const Mesh& mesh, const ServingOptio
            .x = {reinterpret_cast<const std::byte*>(frequencies.data()), DType::kF32,
                  a_.frequencies.shape()}},
       stream_);
+}
+
+ConstTensorView Decoder::weight_memory() const {
+  if (weights_.mapping == nullptr) return weight_arena_.memory();
+  // A part of the file for each rank of the node: what two read at once would come from a cache.
+  const std::span<const std::byte> file = weights_.mapping->bytes();
+  const Range share =
+      OwnedRange(static_cast<std::int64_t>(file.size()), mesh_.node->rank(), mesh_.node->size());
+  return {file.data() + share.begin, DType::kU8, Shape{share.size()}};
 }
 
 void Decoder::Forward(const StepPlan& plan, const LogitsSink& sink) {

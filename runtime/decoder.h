@@ -33,8 +33,8 @@ using RoutingObserver = std::function<void(std::int64_t layer, ConstTensorView t
 /// the mesh makes the same calls.
 class Decoder {
  public:
-  /// Allocates and loads; a model without files gets random weights. Collective. `mesh` must
-  /// outlive the decoder. Throws UserError.
+  /// Allocates and loads, or maps a packed model; one without files gets random weights.
+  /// Collective. `mesh` must outlive the decoder. Throws UserError.
   Decoder(const ModelSource& source, const Mesh& mesh, const ServingOptions& options,
           const LoadProgress& progress);
 
@@ -54,7 +54,7 @@ class Decoder {
   /// Leader: for the sampling operations.
   TensorView sample_workspace() const { return a_.sample_workspace; }
   /// All the bytes of this rank's weights, to read from.
-  ConstTensorView weight_memory() const { return weight_arena_.memory(); }
+  ConstTensorView weight_memory() const;
   /// The pages of keys and values, one KvLayer per layer.
   const std::vector<KvLayer>& kv_layers() const { return kv_; }
 

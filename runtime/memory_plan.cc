@@ -147,6 +147,7 @@ MemoryPlan PlanMemory(const ModelSource& source, const ParallelPlan& plan, const
   const ModelDescription& model = source.model();
   MemoryPlan memory;
   memory.limits = LimitsOf(model, plan, options);
+  memory.weights_mapped = source.packed();
   for (std::size_t i = 0; i < source.weights().size(); ++i) {
     const WeightSpec& spec = source.weights()[i];
     std::int64_t bytes = 0;

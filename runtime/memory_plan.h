@@ -81,12 +81,16 @@ struct MemoryLine {
 struct MemoryPlan {
   StepLimits limits;
   std::int64_t weight_bytes = 0;
+  // A packed model's weights take no memory of the rank's own: they are the part of the file that
+  // it reads, in a page cache that the ranks of a node share.
+  bool weights_mapped = false;
   std::int64_t kv_bytes = 0;
   std::int64_t activation_bytes = 0;
   std::int64_t segment_bytes = 0;  // for messages between ranks of one host
   std::vector<MemoryLine> lines;   // the same bytes by kind
 
   std::int64_t total() const { return weight_bytes + kv_bytes + activation_bytes + segment_bytes; }
+  std::int64_t own() const { return weights_mapped ? total() - weight_bytes : total(); }
 };
 
 /// Throws UserError (kConfig) when not even one page of KV fits.

@@ -146,6 +146,11 @@ MatrixLayout LayoutOf(const WeightSpec& spec, const WeightFormat& format,
   return layout;
 }
 
+MatrixLayout WholeLayoutOf(const WeightSpec& spec, const WeightFormat& format,
+                           const ModelDescription& model) {
+  return LayoutOf(spec, format, model, ParallelPlan(), Seat());
+}
+
 PackedMatrix& MatrixOf(Weights& weights, const WeightSpec& spec) {
   using enum WeightRole;
   if (spec.role == kEmbedding) return weights.embedding;

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,8 @@
 #include "runtime/token.h"
 
 namespace jubal {
+
+class MappedFile;
 
 /// The mathematics of one model, as numbers. What differs between families is here, as operands of
 /// the one decoder page (decoder.cc), or is a weight that is absent.
@@ -88,14 +91,14 @@ struct WeightSpec {
   std::string Name() const;  // "layer 3 expert_gate", for messages and tables
 };
 
-/// The one list of weights, in the order of the forward pass. Loader, budget, inspector and tests
-/// walk it.
+/// The one list of weights, in the order of the forward pass. Loader, packer, budget, inspector and
+/// tests walk it.
 std::vector<WeightSpec> ListWeights(const ModelDescription& model);
 
 /// How a weight is stored, in the checkpoint and in memory alike.
 struct WeightFormat {
   WeightType type = WeightType::kF32;
-  std::int64_t group_rows = 0;  // int8: rows per scale
+  std::int64_t group_rows = 0;  // integers: rows per scale
 
   bool operator==(const WeightFormat&) const = default;
 };
@@ -112,7 +115,12 @@ Range OwnedVocabulary(std::int64_t vocabulary, int tensor_index, int tensor_size
 MatrixLayout LayoutOf(const WeightSpec& spec, const WeightFormat& format,
                       const ModelDescription& model, const ParallelPlan& plan, const Seat& seat);
 
-/// The weights of one layer on one rank. Views: the memory belongs to the rank's arena.
+/// All of a matrix, as a single rank holds it and a pack keeps it. Requires spec.n > 0.
+MatrixLayout WholeLayoutOf(const WeightSpec& spec, const WeightFormat& format,
+                           const ModelDescription& model);
+
+/// The weights of one layer on one rank. Views: the memory belongs to the rank's arena, or to a
+/// mapped file.
 struct LayerWeights {
   ConstTensorView attention_norm;  // [hidden] f32
   PackedMatrix query;              // [hidden, heads · head_dim]
@@ -133,6 +141,7 @@ struct Weights {
   ConstTensorView final_norm;
   PackedMatrix output;  // the embedding when tied
   std::vector<LayerWeights> layers;
+  std::shared_ptr<const MappedFile> mapping;  // keeps a mapped file's bytes
 };
 
 /// Where a weight of the list lives. The first for specs with n > 0, the second for vectors.

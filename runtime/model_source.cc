@@ -195,6 +195,34 @@ WeightFormat SyntheticFormat(const WeightSpec& spec, WeightType weights) {
                                       : kGrok1.published_format(spec);
 }
 
+/// Holds one weight of a pack against its spec.
+void CheckPacked(const PackedWeight& packed, const WeightSpec& spec, const ModelDescription& model,
+                 const std::string& file) {
+  const std::int64_t experts = spec.expert_stack ? model.experts : 1;
+  if (packed.k != spec.k || packed.n != spec.n || packed.experts != experts) {
+    BadData(fmt::format(
+        "{}: {} has {} × [{}, {}], expected {} × [{}, {}]: it is a pack of another "
+        "model than config.json's",
+        file, packed.name, packed.experts, packed.k, packed.n, experts, spec.k, spec.n));
+  }
+  if ((spec.n == 0 && packed.type != WeightType::kF32) ||
+      (spec.role == WeightRole::kEmbedding && packed.type == WeightType::kInt4)) {
+    BadData(
+        fmt::format("{}: {} is {}, which is not served", file, packed.name, NameOf(packed.type)));
+  }
+  auto data = static_cast<std::uint64_t>(spec.k * SizeOf(DType::kF32));
+  std::uint64_t scales = 0;
+  if (spec.n > 0) {
+    const MatrixLayout layout = WholeLayoutOf(spec, {packed.type, packed.group_rows}, model);
+    data = static_cast<std::uint64_t>(layout.WeightBytes());
+    scales = static_cast<std::uint64_t>(layout.ScaleBytes());
+  }
+  if (packed.data.bytes != data || packed.scales.bytes != scales) {
+    BadData(fmt::format("{}: {} has {} bytes and {} of scales, expected {} and {}", file,
+                        packed.name, packed.data.bytes, packed.scales.bytes, data, scales));
+  }
+}
+
 /// Buffers that some conversions store although they follow from the config.
 bool Ignorable(std::string_view name) { return name.ends_with("rotary_emb.inv_freq"); }
 
@@ -236,33 +264,87 @@ ModelSource ModelSource::Open(const fs::path& directory) {
     source.tokenizer_ = tokenizer;
   }
 
-  source.checkpoint_ = Checkpoint::Open(directory);
-  const Checkpoint& checkpoint = *source.checkpoint_;
-  ModelDescription& model = source.model_;
-  const Naming& naming = NamingOf(checkpoint, *family, model);
-  source.naming_ = naming.label;
-  // A tied model's files may hold the output matrix all the same; then it counts.
-  const std::string output = naming.name_of(model, WeightSpec{.role = WeightRole::kOutput}, 0);
-  const std::string embedding =
-      naming.name_of(model, WeightSpec{.role = WeightRole::kEmbedding}, 0);
-  if (output != embedding && checkpoint.Find(output) != nullptr) model.tied_output = false;
+  if (const fs::path pack = directory / kPackFileName; fs::exists(pack, error)) {
+    source.TakePack(pack);
+  } else {
+    source.TakeCheckpoint(directory, *family);
+  }
+  source.CheckFusedFormats();
+  return source;
+}
 
-  source.weights_ = ListWeights(model);
+void ModelSource::TakeCheckpoint(const fs::path& directory, const Family& family) {
+  checkpoint_ = Checkpoint::Open(directory);
+  const Naming& naming = NamingOf(*checkpoint_, family, model_);
+  naming_ = naming.label;
+  // A tied model's files may hold the output matrix all the same; then it counts.
+  const std::string output = naming.name_of(model_, WeightSpec{.role = WeightRole::kOutput}, 0);
+  const std::string embedding =
+      naming.name_of(model_, WeightSpec{.role = WeightRole::kEmbedding}, 0);
+  if (output != embedding && checkpoint_->Find(output) != nullptr) model_.tied_output = false;
+
+  weights_ = ListWeights(model_);
   std::set<const StoredTensor*> used;
-  for (const WeightSpec& spec : source.weights_) {
-    Found found = FindWeight(checkpoint, naming, spec, model);
+  for (const WeightSpec& spec : weights_) {
+    Found found = FindWeight(*checkpoint_, naming, spec, model_);
     used.insert(found.files.tensors.begin(), found.files.tensors.end());
     used.insert(found.files.scales);
-    source.formats_.push_back(found.format);
-    source.files_.push_back(std::move(found.files));
+    formats_.push_back(found.format);
+    files_.push_back(std::move(found.files));
   }
-  for (const StoredTensor& tensor : checkpoint.tensors()) {
+  for (const StoredTensor& tensor : checkpoint_->tensors()) {
     if (!used.contains(&tensor) && !Ignorable(tensor.name)) {
       BadData(fmt::format("{}: {} is no weight of this {} model of {} layers", FileOf(tensor),
-                          tensor.name, model.family, model.layers));
+                          tensor.name, model_.family, model_.layers));
     }
   }
-  return source;
+}
+
+void ModelSource::TakePack(const fs::path& file) {
+  pack_ = Pack::Open(file);
+  naming_ = "jubal pack";
+  const std::vector<PackedWeight>& packed = pack_->weights;
+  // A pack has the output matrix of a tied model if its checkpoint had.
+  const std::string output = WeightSpec{.role = WeightRole::kOutput}.Name();
+  if (!packed.empty() && packed.back().name == output) model_.tied_output = false;
+  weights_ = ListWeights(model_);
+  for (std::size_t i = 0; i < std::max(weights_.size(), packed.size()); ++i) {
+    if (i < weights_.size() && i < packed.size() && packed[i].name == weights_[i].Name()) {
+      CheckPacked(packed[i], weights_[i], model_, file.string());
+      formats_.push_back({packed[i].type, packed[i].group_rows});
+      continue;
+    }
+    BadData(fmt::format(
+        "{}: weight number {} is {}, expected {}: it is a pack of another model than config.json's",
+        file.string(), i, i < packed.size() ? Quoted(packed[i].name) : "missing",
+        i < weights_.size() ? weights_[i].Name() : "no more"));
+  }
+}
+
+std::string ModelSource::StoredName(std::size_t i) const {
+  return packed() ? weights_[i].Name()
+                  : fmt::format("{} ({})", files_[i].tensors.front()->name, weights_[i].Name());
+}
+
+// Kernels multiply query, key and value in one go, and an expert's gate and up.
+void ModelSource::CheckFusedFormats() const {
+  using enum WeightRole;
+  const auto text = [](const WeightFormat& format) {
+    return HasScales(format.type)
+               ? fmt::format("{} with groups of {} rows", NameOf(format.type), format.group_rows)
+               : std::string(NameOf(format.type));
+  };
+  std::size_t first = 0;
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
+    const WeightRole role = weights_[i].role;
+    if (role == kQuery || role == kExpertGate) first = i;
+    if (role != kKey && role != kValue && role != kExpertUp) continue;
+    if (formats_[i] == formats_[first]) continue;
+    BadData(fmt::format("{}: {} is {}, but {} is {}: they must be stored alike",
+                        packed() ? pack_->file->path().string() : checkpoint_->directory().string(),
+                        StoredName(first), text(formats_[first]), StoredName(i),
+                        text(formats_[i])));
+  }
 }
 
 std::optional<ModelSource> ModelSource::Published(std::string_view name) {
@@ -315,6 +397,11 @@ ModelSource ModelSource::Synthetic(const SyntheticShape& shape, WeightType weigh
 std::int64_t ModelSource::stored_bytes() const {
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < weights_.size(); ++i) {
+    if (packed()) {
+      bytes +=
+          static_cast<std::int64_t>(pack_->weights[i].data.bytes + pack_->weights[i].scales.bytes);
+      continue;
+    }
     const WeightSpec& spec = weights_[i];
     const std::int64_t copies = spec.expert_stack ? model_.experts : 1;
     bytes +=

@@ -10,9 +10,12 @@
 
 #include "kernels/packed_matrix.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/pack_file.h"
 #include "runtime/model.h"
 
 namespace jubal {
+
+struct Family;
 
 /// Where one weight of the list lies in a checkpoint.
 struct WeightFiles {
@@ -42,9 +45,10 @@ struct SyntheticShape {
 /// stored. Opening reads the files' headers; their data stays on disk.
 class ModelSource {
  public:
-  /// Opens a model directory: config.json (absent: Grok-1's published constants), weights in xAI's
-  /// or a Hugging Face naming, perhaps tokenizer.model. Every weight must be there with the shape
-  /// that the description gives, and nothing else may be. Throws UserError naming the culprit.
+  /// Opens a model directory: config.json (absent: Grok-1's published constants), weights in a pack
+  /// or else in xAI's or a Hugging Face naming, perhaps tokenizer.model. Every weight must be there
+  /// with the shape that the description gives, and nothing else may be. Weights that kernels take
+  /// together must be stored alike. Throws UserError naming the culprit.
   static ModelSource Open(const std::filesystem::path& directory);
 
   /// A published model by name ("grok-1"), without files: for plans. Nothing for other names.
@@ -61,16 +65,24 @@ class ModelSource {
   const std::vector<WeightSpec>& weights() const { return weights_; }
   /// Of weights()[i].
   const WeightFormat& format(std::size_t i) const { return formats_[i]; }
-  /// Of weights()[i]. Requires files.
+  /// Of weights()[i]. Requires a checkpoint.
   const WeightFiles& files(std::size_t i) const { return files_[i]; }
-  bool has_files() const { return checkpoint_.has_value(); }
+  bool has_files() const { return checkpoint_.has_value(); }     // of a checkpoint
   const Checkpoint& checkpoint() const { return *checkpoint_; }  // requires files
+  bool packed() const { return pack_.has_value(); }
+  /// Its weights in the order of weights(). Requires a packed model.
+  const Pack& pack() const { return *pack_; }
   /// Of all weights as stored, in bytes.
   std::int64_t stored_bytes() const;
   const std::optional<std::filesystem::path>& tokenizer() const { return tokenizer_; }
 
  private:
   ModelSource() = default;
+
+  void TakeCheckpoint(const std::filesystem::path& directory, const Family& family);
+  void TakePack(const std::filesystem::path& file);
+  void CheckFusedFormats() const;
+  std::string StoredName(std::size_t i) const;  // of weights()[i], for messages
 
   std::string name_;
   std::string naming_;
@@ -79,6 +91,7 @@ class ModelSource {
   std::vector<WeightFormat> formats_;
   std::vector<WeightFiles> files_;
   std::optional<Checkpoint> checkpoint_;
+  std::optional<Pack> pack_;
   std::optional<std::filesystem::path> tokenizer_;
 };
 

@@ -101,7 +101,7 @@ Weights RandomWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
       FillMatrix(MatrixOf(weights, spec).layout, static_cast<std::int64_t>(i), memory[i]);
     }
     done += memory[i].data.bytes();
-    if (progress) progress(done, total);
+    if (progress) progress({.done = done, .total = total});
   }
   return weights;
 }

@@ -5,12 +5,9 @@
 #include <cstdint>
 #include <cstring>
 #include <numeric>
+#include <span>
 #include <vector>
 
-#include <fmt/format.h>
-
-#include "kernels/check.h"
-#include "kernels/error.h"
 #include "runtime/memory_plan.h"
 
 namespace jubal {
@@ -60,7 +57,16 @@ float FromBf16(const std::byte* source) {
   return value;
 }
 
+/// One expert's share of a stack's memory.
+std::span<const std::byte> ExpertOf(ConstTensorView stack, std::int64_t expert,
+                                    std::int64_t bytes) {
+  return {stack.raw() + expert * bytes, static_cast<std::size_t>(bytes)};
+}
+
+}  // namespace
+
 void LoadVector(const StoredTensor& tensor, TensorView out) {
+  CheckFinite(tensor, tensor.bytes(), tensor.dtype);
   const std::byte* source = tensor.bytes().data();
   auto* values = out.data<float>();
   for (std::int64_t i = 0; i < out.size(0); ++i) {
@@ -71,33 +77,6 @@ void LoadVector(const StoredTensor& tensor, TensorView out) {
     }
   }
 }
-
-/// Whether no exponent among so many f32 (as words of 4 bytes) or bf16 (of 2) is that of an
-/// infinity or NaN.
-template <class Word>
-bool AllFinite(const std::byte* data, std::int64_t count) {
-  constexpr Word kExponent = sizeof(Word) == 4 ? 0x7f800000 : 0x7f80;
-  bool finite = true;
-  for (std::int64_t i = 0; i < count; ++i) {
-    Word word = 0;
-    std::memcpy(&word, data + i * std::int64_t{sizeof word}, sizeof word);
-    finite &= (word & kExponent) != kExponent;
-  }
-  return finite;
-}
-
-void CheckFinite(const std::byte* data, std::int64_t bytes, WeightType type,
-                 const StoredTensor& tensor) {
-  if (type == WeightType::kBf16 ? AllFinite<std::uint16_t>(data, bytes / 2)
-                                : AllFinite<std::uint32_t>(data, bytes / 4)) {
-    return;
-  }
-  throw UserError(ExitStatus::kBadData,
-                  fmt::format("{}: {} holds a value that is not finite: the file is damaged",
-                              tensor.file->path().string(), tensor.name));
-}
-
-}  // namespace
 
 Weights LoadWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
                     const LoadProgress& progress) {
@@ -119,7 +98,6 @@ Weights LoadWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
     const WeightMemory& destination = memory[piece.weight];
     if (spec.n == 0) {
       LoadVector(*piece.tensor, destination.data);
-      CheckFinite(destination.data.raw(), spec.k * 4, WeightType::kF32, *piece.tensor);
     } else {
       const MatrixLayout& layout = MatrixOf(weights, spec).layout;
       float* scales = destination.scales.empty() ? nullptr : destination.scales.data<float>();
@@ -131,19 +109,18 @@ Weights LoadWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
                    source.files(piece.weight).Matrix(spec, source.format(piece.weight), expert),
                    destination.data.raw(), scales);
         if (scales != nullptr) {
-          const std::int64_t bytes = layout.ExpertScales() * 4;
-          CheckFinite(destination.scales.raw() + local * bytes, bytes, WeightType::kF32,
-                      *source.files(piece.weight).scales);
+          CheckFinite(*source.files(piece.weight).scales,
+                      ExpertOf(destination.scales, local, layout.ExpertScales() * 4), DType::kF32);
         } else {
-          const std::int64_t bytes = layout.ExpertBytes();
-          CheckFinite(destination.data.raw() + local * bytes, bytes, layout.type, *piece.tensor);
+          CheckFinite(*piece.tensor, ExpertOf(destination.data, local, layout.ExpertBytes()),
+                      piece.tensor->dtype);
         }
       }
     }
     mesh.node->Barrier();  // nobody needs these pages any more
     piece.tensor->file->DoneWith(piece.tensor->offset, piece.tensor->bytes().size());
     done += static_cast<std::int64_t>(piece.tensor->bytes().size());
-    if (progress) progress(done, total);
+    if (progress) progress({.done = done, .total = total});
   }
   return weights;
 }

@@ -154,8 +154,8 @@ Checkpoint Checkpoint::Open(const std::filesystem::path& directory) {
                       ReadShards(ModelShards(std::move(files.safetensors))));
   }
   throw UserError(ExitStatus::kNoInput,
-                  fmt::format("{}: has no weights: neither ckpt-0/tensor00000_000, "
-                              "tensor00000_000 nor *.safetensors",
+                  fmt::format("{}: has no weights: neither weights.jubalpack, "
+                              "ckpt-0/tensor00000_000, tensor00000_000 nor *.safetensors",
                               directory.string()));
 }
 

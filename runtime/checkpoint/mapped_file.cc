@@ -21,6 +21,8 @@ namespace {
   throw UserError(ExitStatus::kNoInput, fmt::format("{}: cannot be read: {}", path.string(), why));
 }
 
+std::size_t PageBytes() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+
 /// Closes the descriptor on every way out of the constructor.
 class Descriptor {
  public:
@@ -79,12 +81,25 @@ void MappedFile::DoneWith(std::size_t offset, std::size_t length) const {
   Advise(offset, length, MADV_DONTNEED);
 }
 
-void MappedFile::Advise(std::size_t offset, std::size_t length, int advice) const {
+void MappedFile::PreferHugePages() const { Advise(0, size_, MADV_HUGEPAGE); }
+
+bool MappedFile::Populate(std::size_t offset, std::size_t length) const {
+  const int error = Advise(offset, length, MADV_POPULATE_READ);
+  if (error != EINVAL) return error == 0;
+  // Linux before 5.14.
+  WillNeed(offset, length);
+  const volatile std::byte* const bytes = data_ + offset;
+  const std::size_t page = PageBytes();
+  for (std::size_t i = 0; i < length; i += page) static_cast<void>(bytes[i]);
+  return true;
+}
+
+// A kernel may not know the advice.
+int MappedFile::Advise(std::size_t offset, std::size_t length, int advice) const {
   CHECK(offset <= size_ && length <= size_ - offset);
-  if (length == 0) return;
-  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  const std::size_t begin = offset / page * page;
-  madvise(data_ + begin, offset + length - begin, advice);  // a kernel may not know the advice
+  if (length == 0) return 0;
+  const std::size_t begin = offset / PageBytes() * PageBytes();
+  return madvise(data_ + begin, offset + length - begin, advice) == 0 ? 0 : errno;
 }
 
 }  // namespace jubal

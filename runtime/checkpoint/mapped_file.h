@@ -29,8 +29,15 @@ class MappedFile {
   /// kernel may reclaim. The bytes stay readable; reading them again may go to the disk again.
   void DoneWith(std::size_t offset, std::size_t length) const;
 
+  /// Asks for the file's pages to be read and mapped 2 MB at a time, where the file system can.
+  void PreferHugePages() const;
+  /// Maps the pages that hold the range, reading those that are not in memory: the bytes can be
+  /// used at once. Several threads read faster than one. False if the file cannot be read.
+  [[nodiscard]] bool Populate(std::size_t offset, std::size_t length) const;
+
  private:
-  void Advise(std::size_t offset, std::size_t length, int advice) const;
+  /// Returns madvise's errno, or 0.
+  int Advise(std::size_t offset, std::size_t length, int advice) const;
 
   std::filesystem::path path_;
   std::byte* data_ = nullptr;

@@ -3,9 +3,29 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cstring>
+
 #include "kernels/check.h"
+#include "kernels/error.h"
 
 namespace jubal {
+namespace {
+
+/// Whether no exponent among f32 (as words of 4 bytes) or bf16 (of 2) is that of an infinity or
+/// NaN.
+template <class Word>
+bool AllFinite(std::span<const std::byte> values) {
+  constexpr Word kExponent = sizeof(Word) == 4 ? 0x7f800000 : 0x7f80;
+  bool finite = true;
+  for (std::size_t i = 0; i + sizeof(Word) <= values.size(); i += sizeof(Word)) {
+    Word word = 0;
+    std::memcpy(&word, values.data() + i, sizeof word);
+    finite &= (word & kExponent) != kExponent;
+  }
+  return finite;
+}
+
+}  // namespace
 
 std::span<const std::byte> StoredTensor::bytes() const {
   const std::optional<std::size_t> length = StoredLength(shape, dtype);
@@ -21,6 +41,15 @@ std::optional<std::size_t> StoredLength(std::span<const std::int64_t> shape, DTy
     if (size < 0 || __builtin_mul_overflow(product, size, &product)) return std::nullopt;
   }
   return static_cast<std::size_t>(product);
+}
+
+void CheckFinite(const StoredTensor& tensor, std::span<const std::byte> values, DType dtype) {
+  if (dtype == DType::kBf16 ? AllFinite<std::uint16_t>(values) : AllFinite<std::uint32_t>(values)) {
+    return;
+  }
+  throw UserError(ExitStatus::kBadData,
+                  fmt::format("{}: {} holds a value that is not finite: the file is damaged",
+                              tensor.file->path().string(), tensor.name));
 }
 
 // Not fmt's {:?}: fmt 9 reads past the end of a string that ends inside a UTF-8 sequence.

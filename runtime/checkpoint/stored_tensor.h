@@ -42,6 +42,10 @@ struct StoredTensor {
 /// product(shape) · SizeOf(dtype); nothing for a negative size or a product past 2^63 - 1.
 std::optional<std::size_t> StoredLength(std::span<const std::int64_t> shape, DType dtype);
 
+/// Throws UserError (kBadData) naming the tensor if one of `values`, f32 or bf16, is infinite or
+/// NaN.
+void CheckFinite(const StoredTensor& tensor, std::span<const std::byte> values, DType dtype);
+
 /// A file's text for a message: in quotes, so escaped that it cannot drive a terminal (what is not
 /// printable ASCII as \xNN), and cut to 80 bytes.
 std::string Quoted(std::string_view text);

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "tests/kernels/random_matrix.h"
 
@@ -116,6 +118,42 @@ TEST(PackMatrix, ExpertsOfARangeLieOneAfterTheOther) {
     const RandomMatrix matrix(type, 50, 130, 8, 5);
     ExpectPackedByDefinition(matrix, matrix.LayoutByOutput({10, 129}, {2, 5}));
     ExpectPackedByDefinition(matrix, matrix.LayoutByInput({2, 5}, {1, 4}));
+  }
+}
+
+// If this fails, a rank of a packed model reads ahead what it does not need, and waits for the disk
+// where it computes.
+TEST(DataRanges, HoldWhatTheRankWouldHavePacked) {
+  for (const WeightType type : kTypes) {
+    for (const std::int64_t k : {5, 48, 1030}) {
+      SCOPED_TRACE(std::string(NameOf(type)) + " k " + std::to_string(k));
+      const RandomMatrix matrix(type, k, 300, 3, 4);
+      const auto check = [&](const MatrixLayout& whole, const MatrixLayout& part,
+                             std::size_t ranges) {
+        const PackedShare all(matrix, whole);
+        const PackedShare share(matrix, part);
+        std::vector<std::byte> read;
+        std::int64_t end = -1;
+        for (const Range& range : DataRanges(whole, part)) {
+          EXPECT_GT(range.begin, end);  // neighbours are joined
+          end = range.end;
+          read.insert(read.end(), all.matrix().data + range.begin, all.matrix().data + range.end);
+        }
+        ASSERT_EQ(static_cast<std::int64_t>(read.size()), part.WeightBytes());
+        EXPECT_TRUE(std::equal(read.begin(), read.end(), share.matrix().data));
+        EXPECT_LE(DataRanges(whole, part).size(), ranges);
+      };
+      const Range all{0, 4};
+      const MatrixLayout by_output = matrix.LayoutByOutput({0, 300}, all);
+      check(by_output, by_output, 1);
+      check(by_output, matrix.LayoutByOutput({0, 300}, {1, 3}), 1);
+      check(by_output, matrix.LayoutByOutput({70, 200}, {1, 4}), 3);
+      check(by_output, matrix.LayoutByOutput({70, 70}, all), 0);
+      const MatrixLayout by_input = matrix.LayoutByInput({0, 8}, all);
+      check(by_input, by_input, 1);
+      check(by_input, matrix.LayoutByInput({2, 5}, {0, 3}), 3);
+      check(by_input, matrix.LayoutByInput({7, 8}, {3, 4}), 1);
+    }
   }
 }
 

@@ -166,5 +166,61 @@ class TablesTest(unittest.TestCase):
         self.assertIn("tensor00000_000", run("inspect", "--model", MODEL).stdout)
 
 
+class PackTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.packed = os.path.join(self.folder.name, "packed")
+
+    def pack(self, *flags):
+        done = run("pack", "--model", MODEL, "--output", self.packed, *flags)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("packed", done.stderr)
+        return os.path.join(self.packed, "weights.jubalpack")
+
+    def assert_refused(self, status, culprit, *arguments):
+        done = run(*arguments)
+        self.assertEqual((done.returncode, done.stdout), (status, ""), done.stderr)
+        self.assertIn(culprit, done.stderr.splitlines()[-1])
+
+    def test_gives_the_answers_of_the_checkpoint(self):
+        self.pack()
+        flags = ["--prompt", "Once upon a time", "--max-tokens", "8", "--temperature", "0"]
+        expected = answer("generate", "--model", MODEL, *flags)
+        done = run("generate", "--model", self.packed, *flags, "--json")
+        self.assertEqual(json.loads(done.stdout), expected)
+        self.assertIn("mapped", done.stderr)
+        self.assertEqual(answer("generate", "--model", self.packed, *flags, ranks=3), expected)
+
+    def test_is_listed_and_planned(self):
+        self.pack("--weights", "int4")
+        table = answer("inspect", "--model", self.packed, "--verify")
+        types = {tensor["role"]: tensor["dtype"] for tensor in table["tensors"]}
+        self.assertEqual(types["layer 0 expert_gate"], "int4 / 64 rows")
+        self.assertEqual(types["embedding"], "int8 / 256 rows")
+        self.assertEqual(types["layer 0 router"], "f32")
+        plan = answer("plan", "--model", self.packed, "-n", "3")
+        for rank in plan["per_rank"]:
+            self.assertEqual(rank["own"], rank["kv"] + rank["activations"])
+        self.assertIn("page cache", run("plan", "--model", self.packed).stdout)
+
+    def test_refuses_what_is_damaged_or_in_the_way(self):
+        file = self.pack()
+        self.assert_refused(64, "is there already", "pack", "--model", MODEL, "--output",
+                            self.packed)
+        self.assert_refused(64, "packed already", "pack", "--model", self.packed, "--output",
+                            os.path.join(self.folder.name, "again"))
+        self.assert_refused(64, "--verify", "inspect", "--model", MODEL, "--verify")
+        ids = ["--ids", "5,17,3"]
+        with open(file, "r+b") as pack:
+            pack.seek(-1, os.SEEK_END)  # of the final norm
+            last = pack.read(1)[0]
+            pack.seek(-1, os.SEEK_END)
+            pack.write(bytes([last ^ 1]))
+        self.assert_refused(65, "final_norm", "inspect", "--model", self.packed, "--verify")
+        os.truncate(file, os.path.getsize(file) - 1)
+        self.assert_refused(65, file, "score", "--model", self.packed, *ids)
+
+
 if __name__ == "__main__":
     unittest.main(argv=[sys.argv[0], *sys.argv[3:]])

@@ -67,6 +67,11 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{{"bench", "--model", "m", "--json", "--csv"}, "exclude"},
         Refusal{{"bench", "--model", "m", "--kv-memory", "1GB"}, "has no flag --kv-memory"},
         Refusal{{"plan", "model"}, "unexpected argument 'model'"},
+        Refusal{{"pack", "--output", "d"}, "needs --model"},
+        Refusal{{"pack", "--model", "m"}, "needs --output"},
+        Refusal{{"pack", "--model", "m", "--output", "d", "--weights", "f16"},
+                "--weights is 'f16': give bf16, int8 or int4"},
+        Refusal{{"plan", "--model", "m", "--verify"}, "jubal plan has no flag --verify"},
         Refusal{{"version", "--verbose"}, "unknown flag --verbose"}));
 
 INSTANTIATE_TEST_SUITE_P(
@@ -199,6 +204,16 @@ TEST(OptionsTest, ReadsAGeneration) {
   EXPECT_EQ(o.data_parallel, 2);
 }
 
+TEST(OptionsTest, ReadsWhatPackWillMake) {
+  const Options o = ParseCommandLine(Arguments{"pack", "--model", "m", "--output", "d"});
+  EXPECT_EQ(o.output, "d");
+  EXPECT_FALSE(o.weights);
+  const Options int4 = ParseCommandLine(
+      Arguments{"pack", "--model", "m", "--output", "d", "--weights", "int4", "--threads", "2"});
+  EXPECT_EQ(int4.weights, WeightType::kInt4);
+  EXPECT_EQ(int4.threads, 2);
+}
+
 TEST(OptionsTest, LeavesDefaultsToTheModelAndTheServer) {
   const Options o = ParseCommandLine(Arguments{"chat"});
   EXPECT_EQ(o.server, "127.0.0.1:50051");
@@ -250,7 +265,7 @@ TEST(OptionsTest, ReadsABenchmark) {
   EXPECT_EQ(o.bench.synthetic->hidden, 64);
   EXPECT_EQ(o.bench.synthetic->vocabulary, 300);
   EXPECT_EQ(o.bench.synthetic->experts, 8);
-  EXPECT_EQ(o.bench.weights, WeightType::kBf16);
+  EXPECT_EQ(o.weights, WeightType::kBf16);
   EXPECT_THAT(o.bench.batches, ElementsAre(1, 2, 4));
   EXPECT_THAT(o.bench.depths, ElementsAre(0, 4096));
   EXPECT_EQ(o.bench.prefill, 0);
@@ -268,7 +283,7 @@ TEST(OptionsTest, ReadsABenchmark) {
 TEST(OptionsTest, HelpNeedsNothingElse) {
   EXPECT_THAT(ParseCommandLine(Arguments{"--help"}).help, HasSubstr("serve"));
   for (const char* name :
-       {"serve", "rank", "generate", "score", "bench", "chat", "inspect", "plan"}) {
+       {"serve", "rank", "generate", "score", "bench", "chat", "inspect", "plan", "pack"}) {
     const Options o = ParseCommandLine(Arguments{name, "--help"});
     EXPECT_EQ(o.command, Command::kHelp);
     EXPECT_THAT(o.help, HasSubstr(fmt::format("jubal {} ", name)));

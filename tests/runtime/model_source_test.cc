@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstddef>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -82,13 +83,16 @@ Shapes ShapesOf(const Names& names) {
   return shapes;
 }
 
-std::string Bf16File(const Shapes& shapes) {
+/// All bf16, but for one tensor that may be f32.
+std::string Bf16File(const Shapes& shapes, const std::string& in_f32 = "") {
   nlohmann::json header;
   std::size_t end = 0;
   for (const auto& [name, shape] : shapes) {
     const std::size_t begin = end;
-    end += 2 * shape[0] * (shape.size() > 1 ? shape[1] : 1);
-    header[name] = {{"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {begin, end}}};
+    end += (name == in_f32 ? 4 : 2) * shape[0] * (shape.size() > 1 ? shape[1] : 1);
+    header[name] = {{"dtype", name == in_f32 ? "F32" : "BF16"},
+                    {"shape", shape},
+                    {"data_offsets", {begin, end}}};
   }
   return SafetensorsFile(header.dump(), end);
 }
@@ -166,6 +170,31 @@ TEST(ModelSourceTest, RefusesAShapeThatNothingCouldCompute) {
   refuse({.head_dim = 127}, "head_dim 127");
   refuse({.experts = 2, .top_k = 3}, "3 experts per token of only 2");
   refuse({.expert_hidden = 100}, "expert width 100 is no multiple of 8");
+}
+
+// Kernels multiply query, key and value in one go, and an expert's gate and up: mixed types would
+// end the process in the middle of a request.
+TEST(ModelSourceTest, RefusesFusedWeightsOfDifferentTypes) {
+  const Names& names = kNames.at("keyfan/grok-1-hf");
+  const auto open_with_f32 = [&](const std::string& tensor) {
+    const ScratchDirectory scratch;
+    scratch.Write("config.json", kConfig);
+    scratch.Write("model.safetensors", Bf16File(ShapesOf(names), tensor));
+    return ModelSource::Open(scratch.path());
+  };
+  const std::vector<std::array<std::string, 3>> cases{// in f32, and the two that the message names
+                                                      {names.query, names.query, names.key},
+                                                      {names.key, names.query, names.key},
+                                                      {names.value, names.query, names.value},
+                                                      {names.gate, names.gate, names.up},
+                                                      {names.up, names.gate, names.up}};
+  for (const auto& [in_f32, first, other] : cases) {
+    SCOPED_TRACE(in_f32);
+    ExpectUserError(ExitStatus::kBadData, [&, name = in_f32] { open_with_f32(names.layer + name); },
+                    {names.layer + first, names.layer + other, "f32", "bf16", "stored alike"});
+  }
+  EXPECT_NO_THROW(open_with_f32(names.layer + names.out));
+  EXPECT_NO_THROW(open_with_f32(names.layer + names.router));
 }
 
 TEST(ModelSourceTest, RefusesNamesOfNoKnownConversion) {

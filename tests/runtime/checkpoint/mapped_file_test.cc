@@ -79,6 +79,32 @@ TEST(MappedFileTest, StaysReadableAfterAdvice) {
   EXPECT_EQ(Text(file), text);
 }
 
+// A start would go on before its weights are there, or with others.
+TEST(MappedFileTest, PopulatesAnyRange) {
+  const ScratchDirectory scratch;
+  const std::string text(100'000, 'x');
+  const MappedFile file(scratch.Write("weights", text));
+  file.PreferHugePages();
+  EXPECT_TRUE(file.Populate(0, 0));
+  EXPECT_TRUE(file.Populate(5001, 1));
+  EXPECT_TRUE(file.Populate(0, text.size()));
+  EXPECT_TRUE(file.Populate(text.size(), 0));
+  EXPECT_EQ(Text(file), text);
+  const MappedFile empty(scratch.Write("empty", ""));
+  empty.PreferHugePages();
+  EXPECT_TRUE(empty.Populate(0, 0));
+}
+
+// The disk fails, or somebody cut the file: the user must hear of it, not find a dead process.
+TEST(MappedFileTest, TellsWhatCannotBeRead) {
+  const ScratchDirectory scratch;
+  const std::filesystem::path path = scratch.Write("weights", std::string(100'000, 'x'));
+  const MappedFile file(path);
+  std::filesystem::resize_file(path, 5000);
+  EXPECT_TRUE(file.Populate(0, 8192));
+  EXPECT_FALSE(file.Populate(50'000, 10));
+}
+
 // 770 files of one checkpoint are open at once, where a process may have 1024 descriptors.
 TEST(MappedFileTest, KeepsNoDescriptorOpen) {
   const auto descriptors = [] {
@@ -99,6 +125,7 @@ TEST(MappedFileDeathTest, ChecksRanges) {
   const MappedFile file(scratch.Write("weights", "bytes"));
   EXPECT_DEATH(file.WillNeed(3, 3), "check failed");
   EXPECT_DEATH(file.DoneWith(6, 0), "check failed");
+  EXPECT_DEATH(static_cast<void>(file.Populate(5, 1)), "check failed");
   EXPECT_DEATH(file.DoneWith(1, static_cast<std::size_t>(-1)), "check failed");
 }
 
