@@ -10,14 +10,14 @@ namespace {
 constexpr std::int64_t kColumns = 64;
 constexpr std::int64_t kStepBytes = kColumns * 4;
 
-/// Fetches a part of the next panel's weights into L2, in order of addresses, while this panel is
+/// Fetches a part of the next panel's weights, in order of addresses, while this panel is
 /// multiplied: each pass over a slice of columns and a few rows takes its share of the lines, so
 /// that memory is busy all the time.
 class Prefetcher {
  public:
   Prefetcher(const std::uint8_t* next, const std::uint8_t* end) : next_(next), end_(end) {}
   void Fetch() {
-    _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T0);
     next_ = next_ + 64 < end_ ? next_ + 64 : next_;
   }
 
