@@ -10,7 +10,7 @@ namespace {
 constexpr std::int64_t kColumns = 64;
 constexpr std::int64_t kStepBytes = kColumns * 4;
 
-/// The first `count` of 16 floats; the others are 0 and not read.
+/// 16 floats of which `count` are left; the others are 0 and not read.
 __m512 LoadSome(const float* x, std::int64_t count) {
   const auto mask = static_cast<__mmask16>(count < 16 ? (1 << count) - 1 : 0xffff);
   return _mm512_maskz_loadu_ps(mask, x);
@@ -44,12 +44,11 @@ std::int32_t Quantise(const float* x, std::int64_t count, float scale, std::byte
     sums = _mm512_add_epi32(sums, values);
     const __m128i high = _mm512_cvtepi32_epi8(_mm512_srai_epi32(values, 7));
     const __m128i low = _mm512_cvtepi32_epi8(_mm512_and_si512(values, _mm512_set1_epi32(127)));
-    alignas(16) std::byte steps[4 * kActivationStepBytes];
-    _mm_store_si128(reinterpret_cast<__m128i*>(steps), _mm_unpacklo_epi32(high, low));
-    _mm_store_si128(reinterpret_cast<__m128i*>(steps) + 1, _mm_unpackhi_epi32(high, low));
+    const __m256i steps =
+        _mm256_set_m128i(_mm_unpackhi_epi32(high, low), _mm_unpacklo_epi32(high, low));
     const std::int64_t left = (count - i + 3) / 4;
-    const std::int64_t bytes = (left < 4 ? left : 4) * kActivationStepBytes;
-    __builtin_memcpy(a + i / 4 * kActivationStepBytes, steps, static_cast<std::size_t>(bytes));
+    const auto mask = static_cast<__mmask8>(left < 4 ? (1 << left) - 1 : 0xf);
+    _mm256_mask_storeu_epi64(a + i / 4 * kActivationStepBytes, mask, steps);
   }
   alignas(64) std::int32_t lanes[16];
   _mm512_store_si512(lanes, sums);
@@ -103,7 +102,7 @@ struct Pass {
   return _mm512_set1_epi32(bytes);
 }
 
-/// sums += weights (unsigned) · x (signed). Assembly, because g++ 12 spills with the intrinsic.
+/// sums += weights (unsigned) · x (signed). Assembly, because g++ 12 spills with intrinsics.
 [[gnu::always_inline]] inline void MultiplyAdd(__m512i& sums, __m512i weights, __m512i x) {
 #ifdef JUBAL_EMULATED_AVX512
   sums = _mm512_dpbusd_epi32(sums, weights, x);

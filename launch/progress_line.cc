@@ -51,8 +51,8 @@ class Progress {
     if (finished && from_disk) {
       line = fmt::format("mapped {} in {}, ", MemorySizeText(total), ElapsedText(elapsed));
       line += *from_disk == 0 ? "all in page cache"
-                              : fmt::format("{} of it from disk ({})", MemorySizeText(*from_disk),
-                                            RateText(*from_disk, elapsed));
+                              : fmt::format("{} of it from disk", MemorySizeText(*from_disk));
+      if (*from_disk > total / 2) line += fmt::format(" ({})", RateText(*from_disk, elapsed));
     } else if (finished) {
       line = fmt::format("{} {} in {} ({})", done_, MemorySizeText(total), ElapsedText(elapsed),
                          RateText(total, elapsed));

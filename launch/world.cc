@@ -46,7 +46,7 @@ int Fail(int rank, int size, std::string_view message, int status) {
   MpiSession::Abort(status);
 }
 
-SharedMemoryHooks Hooks() {
+SharedMemoryHooks SharingHooks() {
   return {.while_waiting = MpiSession::Progress,
           .on_failure = [told = false](const std::string& failure) mutable {
             if (told) return;
@@ -113,8 +113,9 @@ int RunAsRank(const std::function<void(std::unique_ptr<Communicator>)>& body) {
     // Outlives what is thrown from `body`: ranks that agree on an error leave MPI in order.
     std::optional<MpiSession> session;
     if (MpiSession::Launched()) session.emplace();
-    std::unique_ptr<Communicator> world = session ? OverSharedMemory(session->World(), Hooks())
-                                                  : std::move(MakeLocalWorld(1).front());
+    std::unique_ptr<Communicator> world = session
+                                              ? OverSharedMemory(session->World(), SharingHooks())
+                                              : std::move(MakeLocalWorld(1).front());
     rank = world->rank();
     size = world->size();
     try {

@@ -31,7 +31,8 @@ namespace {
 
 constexpr std::int64_t kFragmentBytes = std::int64_t{64} << 10;  // stays in a core's cache
 constexpr std::int64_t kLinePair = 128;  // neighbouring cache lines are fetched in pairs
-constexpr int kSpins = 200;              // looks before yielding: some microseconds
+constexpr int kMostRanks = 256;  // of one group; more leave too little of a fragment to each
+constexpr int kSpins = 200;      // looks before yielding: some microseconds
 
 std::int64_t RoundUp(std::int64_t bytes, std::int64_t multiple) {
   return (bytes + multiple - 1) / multiple * multiple;
@@ -153,7 +154,7 @@ class SharedMemoryCommunicator final : public Communicator {
     const bool on_one_host = std::all_of(seats_.begin(), seats_.end(), [&](const HostSeat& seat) {
       return seat.host == host_->seat.host;
     });
-    if (on_one_host) segments_ = Share(SegmentBytes(size_));
+    if (on_one_host && size_ <= kMostRanks) segments_ = Share(SegmentBytes(size_));
   }
 
   int rank() const override { return rank_; }

@@ -69,10 +69,18 @@ inline __m128i MaskzLoaduEpi8(std::uint32_t mask, const void* memory) {
   return simde_mm_loadu_epi8(LoadMasked<std::int8_t>(mask, memory).data());
 }
 
+/// Writes nothing where the mask has no bit.
+inline void MaskStoreuEpi64(void* memory, std::uint32_t mask, __m256i a) {
+  for (std::size_t i = 0; i < 4; ++i) {
+    if ((mask >> i & 1) != 0)
+      std::memcpy(static_cast<char*>(memory) + i * 8, reinterpret_cast<const char*>(&a) + i * 8, 8);
+  }
+}
+
 }  // namespace emulated_avx512
 }  // namespace jubal
 
-// NOLINTBEGIN(readability-identifier-naming)
+// NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming)
 #define _mm512_cvtepi32_ps jubal::emulated_avx512::CvtEpi32Ps
 #define _mm512_cvtps_epi32 jubal::emulated_avx512::CvtPsEpi32
 #define _mm512_cvtepi32_epi8 jubal::emulated_avx512::CvtEpi32Epi8
@@ -82,8 +90,9 @@ inline __m128i MaskzLoaduEpi8(std::uint32_t mask, const void* memory) {
 #define _mm512_maskz_loadu_ps jubal::emulated_avx512::MaskzLoaduPs
 #define _mm256_maskz_loadu_epi16 jubal::emulated_avx512::MaskzLoaduEpi16
 #define _mm_maskz_loadu_epi8 jubal::emulated_avx512::MaskzLoaduEpi8
+#define _mm256_mask_storeu_epi64 jubal::emulated_avx512::MaskStoreuEpi64
 #undef _mm_prefetch
 #define _mm_prefetch(address, hint) jubal::RecordPrefetch(address)
-// NOLINTEND(readability-identifier-naming)
+// NOLINTEND(bugprone-reserved-identifier,readability-identifier-naming)
 
 #endif  // JUBAL_TESTS_KERNELS_EMULATED_AVX512_H_

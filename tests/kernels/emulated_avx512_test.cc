@@ -1,5 +1,5 @@
-// The tests of the tiers run in this program too, on the emulated AVX-512 forms; this one needs the
-// emulation.
+// The tests of the tiers run in this program too, on the emulated AVX-512 forms. This one is
+// possible with the emulation only.
 
 #include <gtest/gtest.h>
 
@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu_isa.h"
 #include "kernels/matmul_tiles.h"
 
 namespace jubal {
@@ -94,6 +95,7 @@ void ExpectNextIsFetched(void (*tile)(const Panel&), const Panel& panel, const O
 
 // If this fails, weights are fetched when they are needed instead of before: right and slow.
 TEST(EmulatedAvx512, FetchesTheNextPanel) {
+  if (BestCpuIsa() < CpuIsa::kAvx512) GTEST_SKIP() << "the emulation needs AVX2";
   Operands full(kPanelSteps);
   Operands half(kPanelSteps / 2);
   for (std::int64_t rows = 1; rows <= kPanelRows; ++rows) {

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstring>
 #include <random>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -50,11 +49,11 @@ Floats SumsOfSubtrees(const std::vector<Floats>& chunks, const std::vector<Subtr
   return sums;
 }
 
-void CheckAllReduce(const RunWorld& world, int size, std::int64_t rows, std::int64_t n) {
+void CheckAllReduce(RunWorld run_world, int size, std::int64_t rows, std::int64_t n) {
   SCOPED_TRACE(testing::Message() << size << " ranks, " << rows << " rows of " << n);
   const std::vector<Floats> chunks = RandomChunks(rows * n);
   const Floats expected = SumsOfSubtrees(chunks, {{0, kChunks}});
-  world.run(size, [&](std::unique_ptr<Communicator> group) {
+  run_world(size, [&](std::unique_ptr<Communicator> group) {
     Stream stream(Device::kCpu);
     const auto subtrees = MaximalSubtrees(OwnedChunks(group->rank(), size));
     const Floats sums = SumsOfSubtrees(chunks, subtrees);
@@ -88,24 +87,23 @@ using Case = std::tuple<RunWorld, int>;
 class AllReduceTest : public testing::TestWithParam<Case> {};
 
 TEST_P(AllReduceTest, HasTheBitsOfOneRank) {
-  const auto& [world, size] = GetParam();
+  const auto [run_world, size] = GetParam();
   for (const std::int64_t rows : {0, 1, 2, 5, 40}) {
     // The larger rows make the larger batches (40 · 1000 floats) go by the divided form.
-    for (const std::int64_t n : {1, 17, 1000}) CheckAllReduce(world, size, rows, n);
+    for (const std::int64_t n : {1, 17, 1000}) CheckAllReduce(run_world, size, rows, n);
   }
 }
 
 TEST_P(AllReduceTest, DividesASingleLongRow) {
-  const auto& [world, size] = GetParam();
-  CheckAllReduce(world, size, 1, 20011);
+  const auto [run_world, size] = GetParam();
+  CheckAllReduce(run_world, size, 1, 20011);
 }
 
-INSTANTIATE_TEST_SUITE_P(Worlds, AllReduceTest,
-                         testing::Combine(testing::ValuesIn(kRunWorlds), testing::Range(1, 9)),
-                         [](const auto& info) {
-                           return std::get<0>(info.param).name +
-                                  std::to_string(std::get<1>(info.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(Local, AllReduceTest,
+                         testing::Combine(testing::Values(RunLocalWorld), testing::Range(1, 9)));
+INSTANTIATE_TEST_SUITE_P(SharedMemory, AllReduceTest,
+                         testing::Combine(testing::Values(RunSharedMemoryWorld),
+                                          testing::Range(2, 9)));
 
 }  // namespace
 }  // namespace jubal

@@ -195,7 +195,7 @@ std::vector<std::vector<std::int64_t>> StepsFor(int data) {
   return steps;
 }
 
-void CheckPlan(const RunWorld& world, const ParallelPlan& plan, int experts, int top_k) {
+void CheckPlan(RunWorld run_world, const ParallelPlan& plan, int experts, int top_k) {
   SCOPED_TRACE(testing::Message() << plan.ToString() << ", " << experts << " experts, top "
                                   << top_k);
   const ExchangeSizes sizes{
@@ -206,8 +206,8 @@ void CheckPlan(const RunWorld& world, const ParallelPlan& plan, int experts, int
     steps.push_back(MakeStep(tokens_of_group, experts, top_k, static_cast<unsigned>(steps.size())));
     expected.push_back(Expected(steps.back(), top_k));
   }
-  world.run(plan.world(), [&](std::unique_ptr<Communicator> ranks) {
-    const Mesh mesh = MakeMesh(plan, std::move(ranks));
+  run_world(plan.world(), [&](std::unique_ptr<Communicator> world) {
+    const Mesh mesh = MakeMesh(plan, std::move(world));
     const GuardedMemory memory(ExpertExchangeBytes(plan, mesh.seat, sizes), *mesh.node);
     const auto exchange = MakeExpertExchange(mesh, sizes, memory.view());
     EXPECT_EQ(exchange->max_rows(), MaxExpertRows(plan, mesh.seat, sizes));
@@ -224,14 +224,14 @@ using Case = std::tuple<RunWorld, int, Exchange>;
 class ExpertExchangeTest : public testing::TestWithParam<Case> {};
 
 TEST_P(ExpertExchangeTest, HasTheBitsOfTheDefinition) {
-  const auto [run, world, exchange] = GetParam();
+  const auto [run_world, world, exchange] = GetParam();
   for (const int data : {1, 2, 4}) {
     for (int expert = 1; expert <= world; ++expert) {
       if (world % data != 0 || world % expert != 0) continue;
       for (const int experts : {8, 5}) {
         if (expert > experts) continue;
         for (const int top_k : {1, 2, 3}) {
-          CheckPlan(run, MakePlan(world, experts, exchange, expert, data), experts, top_k);
+          CheckPlan(run_world, MakePlan(world, experts, exchange, expert, data), experts, top_k);
         }
       }
     }
@@ -239,16 +239,20 @@ TEST_P(ExpertExchangeTest, HasTheBitsOfTheDefinition) {
 }
 
 std::string NameOfCase(const testing::TestParamInfo<Case>& info) {
-  const auto [run, world, exchange] = info.param;
-  return run.name + std::to_string(world) +
-         (exchange == Exchange::kReplicated ? "Replicated" : "AllToAll");
+  const auto [run_world, world, exchange] = info.param;
+  return std::to_string(world) + (exchange == Exchange::kReplicated ? "Replicated" : "AllToAll");
 }
 
-INSTANTIATE_TEST_SUITE_P(Worlds, ExpertExchangeTest,
-                         testing::Combine(testing::ValuesIn(kRunWorlds), testing::Range(1, 9),
+INSTANTIATE_TEST_SUITE_P(Local, ExpertExchangeTest,
+                         testing::Combine(testing::Values(RunLocalWorld), testing::Range(1, 9),
                                           testing::Values(Exchange::kReplicated,
                                                           Exchange::kAllToAll)),
                          NameOfCase);
+INSTANTIATE_TEST_SUITE_P(
+    SharedMemory, ExpertExchangeTest,
+    testing::Combine(testing::Values(RunSharedMemoryWorld), testing::Range(2, 6),
+                     testing::Values(Exchange::kReplicated, Exchange::kAllToAll)),
+    NameOfCase);
 
 }  // namespace
 }  // namespace jubal

@@ -44,12 +44,8 @@ inline void RunSharedMemoryWorld(
 }
 
 /// One of these two, as a test's parameter.
-struct RunWorld {
-  const char* name;
-  void (*run)(int size, const std::function<void(std::unique_ptr<Communicator>)>& rank_main);
-};
-inline constexpr RunWorld kRunWorlds[] = {{"Local", RunLocalWorld},
-                                          {"SharedMemory", RunSharedMemoryWorld}};
+using RunWorld = void (*)(int size,
+                          const std::function<void(std::unique_ptr<Communicator>)>& rank_main);
 
 }  // namespace jubal
 

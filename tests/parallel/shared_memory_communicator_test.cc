@@ -11,6 +11,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -21,8 +22,6 @@
 
 namespace jubal {
 namespace {
-
-using std::string_literals::operator""s;
 
 using Case = std::tuple<int, ConformanceCheck>;
 
@@ -74,7 +73,7 @@ class OnTwoHosts final : public Communicator {
 
 // A group that took ranks of another host for neighbours would read memory that is not there.
 TEST(SharedMemoryCommunicatorHostsTest, GroupsAcrossHostsConform) {
-  for (const int size : {2, 3, 4, 8}) {
+  for (const int size : {2, 3, 5}) {
     RunLocalWorld(size, [](std::unique_ptr<Communicator> local) {
       const int host = local->rank() % 2;
       const auto world = OverSharedMemory(std::make_unique<OnTwoHosts>(std::move(local), host), {});
@@ -82,7 +81,8 @@ TEST(SharedMemoryCommunicatorHostsTest, GroupsAcrossHostsConform) {
       EXPECT_EQ(node->size(), (world->size() + 1 - host) / 2);
       EXPECT_EQ(node->rank(), world->rank() / 2);
       for (const ConformanceCheck& check : ConformanceChecks()) {
-        if (check.name != "SplitByNodeKeepsTheRanksOfOneHost"s) check.check(*world);
+        if (std::string_view(check.name) == "SplitByNodeKeepsTheRanksOfOneHost") continue;
+        check.check(*world);
       }
     });
   }
