@@ -36,6 +36,7 @@ std::int64_t Sum(const std::vector<std::int64_t>& values) {
   return std::accumulate(values.begin(), values.end(), std::int64_t{0});
 }
 
+/// Windows of a file, taken by threads in turn.
 class Reading {
  public:
   Reading(const MappedFile& file, const std::vector<Range>& ranges) : file_(file) {
@@ -50,7 +51,7 @@ class Reading {
   /// Takes windows until none is left. `progress` gets the bytes done so far.
   template <class Progress>
   void Work(Progress progress) {
-    for (std::size_t i = next_++; i < windows_.size(); i = next_++) {
+    for (std::size_t i = next_++; i < windows_.size() && !failed_; i = next_++) {
       const Range window = windows_[i];
       if (!file_.Populate(static_cast<std::size_t>(window.begin),
                           static_cast<std::size_t>(window.size()))) {
