@@ -14,7 +14,7 @@ namespace {
 class ExpertTasks {
  public:
   ExpertTasks(const std::int32_t* offsets, std::int64_t experts, std::int64_t blocks)
-      : offsets_(offsets), experts_(experts), blocks_(blocks) {
+      : offsets_(offsets), blocks_(blocks) {
     for (std::int64_t e = 0; e < experts; ++e) busy_ += !Rows(e).empty();
   }
 
@@ -38,7 +38,6 @@ class ExpertTasks {
 
  private:
   const std::int32_t* offsets_;
-  std::int64_t experts_;
   std::int64_t blocks_;
   std::int64_t busy_ = 0;
 };

@@ -44,7 +44,6 @@ class RandomMatrix {
         k_(k),
         n_(n),
         group_rows_(GroupRows(type, (k + groups - 1) / groups)),
-        experts_(experts),
         output_major_(output_major) {
     std::mt19937 random(static_cast<unsigned>(k * 1000 + n * 8 + static_cast<int>(type)));
     std::normal_distribution<float> normal;
@@ -130,7 +129,6 @@ class RandomMatrix {
   std::int64_t k_;
   std::int64_t n_;
   std::int64_t group_rows_;
-  std::int64_t experts_;
   bool output_major_;
   std::vector<std::byte> data_;
   std::vector<std::byte> scales_;
