@@ -358,7 +358,7 @@ TEST(PackWriterTest, MappedWeightsTakeNoMemoryOfTheRanks) {
       const MemoryPlan b = PlanMemory(packed, plan, SeatOf(plan, rank), {});
       EXPECT_EQ(a.total(), b.total());
       EXPECT_EQ(a.own(), a.total());
-      EXPECT_EQ(b.own(), b.kv_bytes + b.activation_bytes);
+      EXPECT_EQ(b.own(), b.kv_bytes + b.activation_bytes + b.segment_bytes);
     }
   }
   std::int64_t from_disk = -1;
