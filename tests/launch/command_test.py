@@ -201,7 +201,7 @@ class PackTest(unittest.TestCase):
         self.assertEqual(types["layer 0 router"], "f32")
         plan = answer("plan", "--model", self.packed, "-n", "3")
         for rank in plan["per_rank"]:
-            self.assertEqual(rank["own"], rank["kv"] + rank["activations"])
+            self.assertEqual(rank["own"], rank["kv"] + rank["activations"] + rank["segments"])
         self.assertIn("page cache", run("plan", "--model", self.packed).stdout)
 
     def test_refuses_what_is_damaged_or_in_the_way(self):
