@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <utility>
 
 #include "kernels/block_product.h"
 #include "kernels/check.h"
@@ -36,15 +37,13 @@ struct Sharing {
   std::int64_t shares;
 };
 
-void RunProducts(std::span<const Matmul> ops) {
-  const ConstTensorView x = ops.front().x;
-  const MatrixLayout& layout = ops.front().weight.layout;
-  const QuantisedRows quantised(layout, ops.front().workspace.raw(), x.size(0));
-  std::array<std::optional<BlockProduct>, kMostMatmuls> products;
+/// All blocks of the products against all rows of x. store(which, block, rows, sums) takes what a
+/// panel of rows gives with a block of product number `which`.
+template <class Store>
+void RunProducts(std::span<const std::optional<BlockProduct>> products,
+                 const QuantisedRows& quantised, ConstTensorView x, const Store& store) {
   std::int64_t blocks = 0;
-  for (std::size_t i = 0; i < ops.size(); ++i) {
-    blocks += products[i].emplace(ops[i].weight, x, quantised).blocks();
-  }
+  for (const std::optional<BlockProduct>& product : products) blocks += product->blocks();
   const Sharing sharing(x.size(0), blocks);
   if (x.size(0) == 0 || blocks == 0) return;
   const std::int64_t tasks = blocks * sharing.shares;
@@ -59,16 +58,27 @@ void RunProducts(std::span<const Matmul> ops) {
       std::int64_t block = task / sharing.shares;
       std::size_t which = 0;
       for (; block >= products[which]->blocks(); ++which) block -= products[which]->blocks();
-      const Matmul& op = ops[which];
       const BlockProduct& product = *products[which];
       const std::uint8_t* next = product.Weights(0, std::min(block + 1, product.blocks() - 1));
       sharing.ForEachPanel(task % sharing.shares, [&](RowRange rows) {
         product.Sum(0, block, rows, next, sums);
-        product.Store(block, rows, sums.values[0], op.multiplier, op.out.data<float>(),
-                      op.out.row_stride());
+        store(which, block, rows, sums);
       });
     }
   }
+}
+
+void RunMatmuls(std::span<const Matmul> ops) {
+  const ConstTensorView x = ops.front().x;
+  const QuantisedRows quantised(ops.front().weight.layout, ops.front().workspace.raw(), x.size(0));
+  std::array<std::optional<BlockProduct>, kMostMatmuls> products;
+  for (std::size_t i = 0; i < ops.size(); ++i) products[i].emplace(ops[i].weight, x, quantised);
+  RunProducts(std::span(products).first(ops.size()), quantised, x,
+              [&](std::size_t which, std::int64_t block, RowRange rows, const BlockSums& sums) {
+                const Matmul& op = ops[which];
+                products[which]->Store(block, rows, sums.values[0], op.multiplier,
+                                       op.out.data<float>(), op.out.row_stride());
+              });
 }
 
 }  // namespace
@@ -140,35 +150,20 @@ void Check(const MatmulPartials& op) {
   CHECK(!Overlap(op.workspace, op.x) && !Overlap(op.workspace, op.out));
 }
 
-void RunOnCpu(const Matmul& op) { RunProducts({&op, 1}); }
+void RunOnCpu(const Matmul& op) { RunMatmuls({&op, 1}); }
 
-void RunOnCpu(const Matmuls& op) { RunProducts(op.products); }
+void RunOnCpu(const Matmuls& op) { RunMatmuls(op.products); }
 
 void RunOnCpu(const MatmulPartials& op) {
-  const MatrixLayout& layout = op.weight.layout;
-  const QuantisedRows quantised(layout, op.workspace.raw(), op.x.size(0));
-  const BlockProduct product(op.weight, op.x, quantised);
-  const Sharing sharing(op.x.size(0), product.blocks());
-  if (op.x.size(0) == 0 || product.blocks() == 0) return;
-  const std::int64_t tasks = product.blocks() * sharing.shares;
-  TaskRanges ranges(tasks, MostThreads());
-
-#pragma omp parallel if (tasks > 1)
-  {
-    quantised.QuantiseAll(op.x, op.x.size(0));
-    BlockSums sums;
-    std::int64_t task = 0;
-    while (ranges.Take(ThisThread(), task)) {
-      const std::int64_t block = task / sharing.shares;
-      const std::uint8_t* next = product.Weights(0, std::min(block + 1, product.blocks() - 1));
-      sharing.ForEachPanel(task % sharing.shares, [&](RowRange rows) {
-        product.Sum(0, block, rows, next, sums);
-        for (int plane = 0; plane < sums.planes; ++plane) {
-          product.Store(block, rows, sums.values[plane], 1.0f, op.out.row<float>(plane), layout.n);
-        }
-      });
-    }
-  }
+  const QuantisedRows quantised(op.weight.layout, op.workspace.raw(), op.x.size(0));
+  const std::optional<BlockProduct> product(std::in_place, op.weight, op.x, quantised);
+  RunProducts({&product, 1}, quantised, op.x,
+              [&](std::size_t, std::int64_t block, RowRange rows, const BlockSums& sums) {
+                for (int plane = 0; plane < sums.planes; ++plane) {
+                  product->Store(block, rows, sums.values[plane], 1.0f, op.out.row<float>(plane),
+                                 op.weight.layout.n);
+                }
+              });
 }
 
 }  // namespace jubal

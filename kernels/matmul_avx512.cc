@@ -377,18 +377,6 @@ void Bf16(const FloatPanel& panel) {
                   Bf16Tile<6, 4>}});
 }
 
-void AddScaled(const float* flushes, const float* scales, std::int64_t rows, float* sums) {
-  AddScaledPass(flushes, scales, rows, sums);
-}
-void Scale(float factor, std::int64_t count, float* sums) { ScalePass(factor, count, sums); }
-void Add(const float* x, std::int64_t count, float* sums) { AddPass(x, count, sums); }
-void GeluTanh(const float* gate, const float* up, std::int64_t count, float* out) {
-  GeluTanhPass(gate, up, count, out);
-}
-void Silu(const float* gate, const float* up, std::int64_t count, float* out) {
-  SiluPass(gate, up, count, out);
-}
-
 /// Keeps the compiler from dropping what led to `sums`.
 template <class Sums>
 [[gnu::always_inline]] inline void Keep(const Sums& sums) {
@@ -436,11 +424,11 @@ const MatmulTiles kAvx512MatmulTiles = {.largest_magnitude = LargestMagnitude,
                                         .int4 = Integers<Int4Weights, kInt4Offset>,
                                         .bf16 = Bf16,
                                         .f32 = F32,
-                                        .add_scaled = AddScaled,
-                                        .scale = Scale,
-                                        .add = Add,
-                                        .gelu_tanh = GeluTanh,
-                                        .silu = Silu,
+                                        .add_scaled = AddScaledPass,
+                                        .scale = ScalePass,
+                                        .add = AddPass,
+                                        .gelu_tanh = GeluTanhPass,
+                                        .silu = SiluPass,
                                         .integer_peak = IntegerPeak,
                                         .float_peak = FloatPeak};
 

@@ -7,27 +7,26 @@
 
 namespace jubal {
 
-// Passes over a block's sums, [rows][64] or flat. Each tier's translation unit makes functions of
-// them for its own instructions; always inlined, so that the linker has no copy to pick from.
+// Passes over a block's sums, [rows][64] or flat. Each tier's translation unit has functions of its
+// own of them, for its own instructions: static, so that the linker has no copy to pick from.
 
 /// sums[r][c] += flushes[r][c] · scales[c]
-[[gnu::always_inline]] inline void AddScaledPass(const float* __restrict flushes,
-                                                 const float* __restrict scales, std::int64_t rows,
-                                                 float* __restrict sums) {
+[[maybe_unused]] static void AddScaledPass(const float* __restrict flushes,
+                                           const float* __restrict scales, std::int64_t rows,
+                                           float* __restrict sums) {
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t c = 0; c < 64; ++c) sums[r * 64 + c] += flushes[r * 64 + c] * scales[c];
   }
 }
 
 /// sums[i] *= factor
-[[gnu::always_inline]] inline void ScalePass(float factor, std::int64_t count,
-                                             float* __restrict sums) {
+[[maybe_unused]] static void ScalePass(float factor, std::int64_t count, float* __restrict sums) {
   for (std::int64_t i = 0; i < count; ++i) sums[i] *= factor;
 }
 
 /// sums[i] += x[i]
-[[gnu::always_inline]] inline void AddPass(const float* __restrict x, std::int64_t count,
-                                           float* __restrict sums) {
+[[maybe_unused]] static void AddPass(const float* __restrict x, std::int64_t count,
+                                     float* __restrict sums) {
   for (std::int64_t i = 0; i < count; ++i) sums[i] += x[i];
 }
 
@@ -35,8 +34,8 @@ namespace jubal {
 // result keeps its relative accuracy where 1 + tanh(z) would cancel.
 
 /// out[i] = gelu_tanh(gate[i]) · up[i]; out may be gate or up.
-[[gnu::always_inline]] inline void GeluTanhPass(const float* gate, const float* up,
-                                                std::int64_t count, float* out) {
+[[maybe_unused]] static void GeluTanhPass(const float* gate, const float* up, std::int64_t count,
+                                          float* out) {
   constexpr float kMinusTwoRootTwoOverPi = -1.5957691216057308f;
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
@@ -47,8 +46,8 @@ namespace jubal {
 }
 
 /// out[i] = silu(gate[i]) · up[i]; out may be gate or up.
-[[gnu::always_inline]] inline void SiluPass(const float* gate, const float* up, std::int64_t count,
-                                            float* out) {
+[[maybe_unused]] static void SiluPass(const float* gate, const float* up, std::int64_t count,
+                                      float* out) {
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
     out[i] = gate[i] / (1.0f + FastExp(-gate[i])) * up[i];

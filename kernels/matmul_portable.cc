@@ -149,18 +149,6 @@ std::int64_t FloatPeak(std::int64_t repetitions) {
   return repetitions * kPeakSteps * kColumns * 2;
 }
 
-void AddScaled(const float* flushes, const float* scales, std::int64_t rows, float* sums) {
-  AddScaledPass(flushes, scales, rows, sums);
-}
-void Scale(float factor, std::int64_t count, float* sums) { ScalePass(factor, count, sums); }
-void Add(const float* x, std::int64_t count, float* sums) { AddPass(x, count, sums); }
-void GeluTanh(const float* gate, const float* up, std::int64_t count, float* out) {
-  GeluTanhPass(gate, up, count, out);
-}
-void Silu(const float* gate, const float* up, std::int64_t count, float* out) {
-  SiluPass(gate, up, count, out);
-}
-
 }  // namespace
 
 const MatmulTiles kPortableMatmulTiles = {.largest_magnitude = LargestMagnitude,
@@ -169,11 +157,11 @@ const MatmulTiles kPortableMatmulTiles = {.largest_magnitude = LargestMagnitude,
                                           .int4 = Int4,
                                           .bf16 = Bf16,
                                           .f32 = F32,
-                                          .add_scaled = AddScaled,
-                                          .scale = Scale,
-                                          .add = Add,
-                                          .gelu_tanh = GeluTanh,
-                                          .silu = Silu,
+                                          .add_scaled = AddScaledPass,
+                                          .scale = ScalePass,
+                                          .add = AddPass,
+                                          .gelu_tanh = GeluTanhPass,
+                                          .silu = SiluPass,
                                           .integer_peak = IntegerPeak,
                                           .float_peak = FloatPeak};
 

@@ -7,10 +7,7 @@
 
 #include <fmt/format.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
+#include "kernels/block_product.h"
 #include "kernels/cpu_isa.h"
 #include "kernels/error.h"
 #include "launch/bench_scaling.h"
@@ -74,14 +71,6 @@ void CheckTests(const std::vector<StepTest>& tests, const ModelSource& source) {
   }
 }
 
-int Threads() {
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
-
 /// Of the experts, which are most of a model.
 WeightType MainWeightType(const ModelSource& source) {
   for (std::size_t i = 0; i < source.weights().size(); ++i) {
@@ -107,7 +96,7 @@ void ReportMachine(const SeatedRank& rank) {
   const std::int64_t bytes = rank.source.stored_bytes();
   const std::int64_t cache = LastLevelCacheBytes();
   fmt::print(stderr, "{}, {} thread{} on each rank, {}; weights {}, experts in {}\n",
-             ProcessorName(), Threads(), Threads() == 1 ? "" : "s", NameOf(ActiveCpuIsa()),
+             ProcessorName(), MostThreads(), MostThreads() == 1 ? "" : "s", NameOf(ActiveCpuIsa()),
              MemorySizeText(bytes), NameOf(MainWeightType(rank.source)));
   if (bytes <= cache) {
     fmt::print(stderr,
@@ -133,7 +122,7 @@ BenchRow RowOf(const StepTest& test, const StepResult& result, const SeatedRank&
           {"compute_ratio", result.compute_ratio},
           {"plan", plan.ToString()},
           {"exchange", plan.exchange == Exchange::kReplicated ? "replicated" : "alltoall"},
-          {"threads", Threads()},
+          {"threads", MostThreads()},
           {"isa", NameOf(ActiveCpuIsa())},
           {"model", rank.source.name()},
           {"weights", NameOf(MainWeightType(rank.source))},

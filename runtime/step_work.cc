@@ -53,9 +53,10 @@ StepWork::StepWork(const ModelSource& source, const ParallelPlan& plan, const Se
       token_weights_ += weights;
     }
   }
-  const std::int64_t scales = kv_type == KvType::kF32 ? 0 : 2 * std::int64_t{sizeof(float)};
-  kv_bytes_ = OwnedKvHeads(model, seat.tensor, plan.tensor).size() *
-              (2 * model.head_dim * SizeOf(kv_type) + scales) * model.layers;
+  const KvLayer kv{.heads = OwnedKvHeads(model, seat.tensor, plan.tensor).size(),
+                   .head_dim = model.head_dim,
+                   .type = kv_type};
+  kv_bytes_ = kv.PageBytes() / kPageTokens * model.layers;
 }
 
 std::int64_t StepWork::Bytes(const StepPlan& step, std::span<const std::uint8_t> touched) const {
