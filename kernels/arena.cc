@@ -27,13 +27,17 @@ Arena::Arena(std::int64_t bytes) : bytes_(ArenaBytes(bytes)) {
   });
 }
 
-Arena::Arena(std::shared_ptr<std::byte> memory, std::int64_t bytes)
-    : memory_(std::move(memory)), bytes_(bytes) {}
+Arena::Arena(std::shared_ptr<std::byte> memory, std::int64_t bytes, Device device)
+    : memory_(std::move(memory)), bytes_(bytes), device_(device) {}
+
+Arena::Arena(Gpu& gpu, std::int64_t bytes) : bytes_(ArenaBytes(bytes)), device_(Device::kCuda) {
+  if (bytes_ > 0) memory_ = gpu.Allocate(bytes_);
+}
 
 TensorView Arena::Take(DType dtype, Shape shape) {
   const std::int64_t bytes = ArenaBytes(shape.elements() * SizeOf(dtype));
   CHECK_LE(bytes, bytes_left());
-  TensorView view(memory_.get() + used_, dtype, shape);
+  TensorView view(memory_.get() + used_, dtype, shape, device_);
   used_ += bytes;
   return view;
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernels/gpu.h"
 #include "kernels/tensor.h"
 
 namespace jubal {
@@ -25,7 +26,9 @@ class Arena {
   /// Throws UserError (kConfig) when the machine does not give that much.
   explicit Arena(std::int64_t bytes);
   /// Of memory that somebody has taken: `bytes` of it, zeroed, at a multiple of kAlignment.
-  Arena(std::shared_ptr<std::byte> memory, std::int64_t bytes);
+  Arena(std::shared_ptr<std::byte> memory, std::int64_t bytes, Device device = Device::kCpu);
+  /// Of a GPU's memory. Throws UserError (kConfig) when it does not give that much.
+  Arena(Gpu& gpu, std::int64_t bytes);
   Arena(Arena&&) = default;
   Arena& operator=(Arena&&) = default;
 
@@ -34,12 +37,13 @@ class Arena {
 
   std::int64_t bytes_left() const { return bytes_ - used_; }
   /// All of it, as bytes.
-  ConstTensorView memory() const { return {memory_.get(), DType::kU8, Shape{bytes_}}; }
+  ConstTensorView memory() const { return {memory_.get(), DType::kU8, Shape{bytes_}, device_}; }
 
  private:
   std::shared_ptr<std::byte> memory_;
   std::int64_t bytes_ = 0;
   std::int64_t used_ = 0;
+  Device device_ = Device::kCpu;
 };
 
 }  // namespace jubal

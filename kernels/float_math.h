@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "kernels/host_device.h"
+
 namespace jubal {
 
 // Functions of one float, without branches or calls, so that loops over them vectorise, and without
@@ -11,14 +13,14 @@ namespace jubal {
 
 /// condition ? a : b by mask, since GCC turns the plain form into branches, and loops with those do
 /// not vectorise.
-[[gnu::always_inline]] inline float Select(bool condition, float a, float b) {
+[[gnu::always_inline]] JUBAL_HOST_DEVICE inline float Select(bool condition, float a, float b) {
   const std::uint32_t mask = -static_cast<std::uint32_t>(condition);
   return __builtin_bit_cast(float, (__builtin_bit_cast(std::uint32_t, a) & mask) |
                                        (__builtin_bit_cast(std::uint32_t, b) & ~mask));
 }
 
 /// e^x within 1.5 ulp; 0 below about −104, infinity above about 88.7.
-[[gnu::always_inline]] inline float FastExp(float x) {
+[[gnu::always_inline]] JUBAL_HOST_DEVICE inline float FastExp(float x) {
   x = Select(x < -104.0f, -104.0f, x);
   x = Select(x > 89.0f, 89.0f, x);
   // x = n · ln 2 + r, |r| ≤ ln 2 / 2. Adding 1.5 · 2²³ rounds to an integer and leaves it in the
@@ -46,7 +48,7 @@ namespace jubal {
 }
 
 /// tanh x within 3 ulp.
-[[gnu::always_inline]] inline float FastTanh(float x) {
+[[gnu::always_inline]] JUBAL_HOST_DEVICE inline float FastTanh(float x) {
   const float a = __builtin_fabsf(x);
   // Near 0: polynomial of the Cephes library's tanhf.
   const float z = x * x;

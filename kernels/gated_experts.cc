@@ -45,7 +45,7 @@ class ExpertTasks {
 }  // namespace
 
 std::int64_t GatedExpertsWorkspaceBytes(const MatrixLayout& gate, const MatrixLayout& down,
-                                        std::int64_t rows) {
+                                        std::int64_t rows, Device /*device*/) {
   return QuantisedRows::Bytes(gate, rows) + QuantisedRows::Bytes(down, rows);
 }
 

@@ -25,7 +25,7 @@ struct GatedExperts {
 };
 
 std::int64_t GatedExpertsWorkspaceBytes(const MatrixLayout& gate, const MatrixLayout& down,
-                                        std::int64_t rows);
+                                        std::int64_t rows, Device device = Device::kCpu);
 
 void Check(const GatedExperts& op);
 void RunOnCpu(const GatedExperts& op);

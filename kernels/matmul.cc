@@ -83,7 +83,8 @@ void RunMatmuls(std::span<const Matmul> ops) {
 
 }  // namespace
 
-std::int64_t MatmulWorkspaceBytes(const MatrixLayout& layout, std::int64_t rows) {
+std::int64_t MatmulWorkspaceBytes(const MatrixLayout& layout, std::int64_t rows,
+                                  Device /*device*/) {
   return QuantisedRows::Bytes(layout, rows);
 }
 

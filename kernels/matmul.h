@@ -46,8 +46,9 @@ struct MatmulPartials {
   TensorView workspace;
 };
 
-/// Bytes of workspace that any of these needs for that many rows of x.
-std::int64_t MatmulWorkspaceBytes(const MatrixLayout& layout, std::int64_t rows);
+/// Bytes of workspace that any of these needs for that many rows of x, where `device` computes.
+std::int64_t MatmulWorkspaceBytes(const MatrixLayout& layout, std::int64_t rows,
+                                  Device device = Device::kCpu);
 
 void Check(const Matmul& op);
 void RunOnCpu(const Matmul& op);

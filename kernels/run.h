@@ -18,12 +18,21 @@ namespace jubal {
 // allocates: what it needs beyond its operands is a `workspace` operand with a function beside the
 // struct that tells its size.
 
+/// The form that enqueues the operation to a GPU's stream. kernels/cuda/forms.h gives each
+/// operation its own when a GPU is opened; without one it is null.
+template <class Op>
+inline void (*gpu_form)(const Op& op, Stream& stream) = nullptr;
+
 /// Checks `op`, then runs it where `stream` lives.
 template <class Op>
 void Run(const Op& op, Stream& stream) {
   Check(op);
-  CHECK(stream.device() == Device::kCpu);
-  RunOnCpu(op);
+  if (stream.device() == Device::kCpu) {
+    RunOnCpu(op);
+    return;
+  }
+  CHECK(gpu_form<Op> != nullptr);
+  gpu_form<Op>(op, stream);
 }
 
 /// Checks `op`, then runs its specification on the CPU. For tests.

@@ -1,6 +1,9 @@
 #ifndef JUBAL_KERNELS_STREAM_H_
 #define JUBAL_KERNELS_STREAM_H_
 
+#include <memory>
+
+#include "kernels/gpu.h"
 #include "kernels/tensor.h"
 
 namespace jubal {
@@ -10,14 +13,32 @@ namespace jubal {
 /// Owned by the thread that runs the engine; not thread-safe.
 class Stream {
  public:
-  explicit Stream(Device device) : device_(device) {}
+  /// Of the CPU.
+  Stream() = default;
+  /// Of that GPU, which must outlive the stream.
+  explicit Stream(Gpu& gpu) : gpu_(&gpu), queue_(gpu.NewQueue()) {}
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
-  Device device() const { return device_; }
+  Device device() const { return gpu_ == nullptr ? Device::kCpu : Device::kCuda; }
+  /// Both require a GPU's stream.
+  Gpu& gpu() const {
+    CHECK(gpu_ != nullptr);
+    return *gpu_;
+  }
+  GpuQueue& queue() const {
+    CHECK(gpu_ != nullptr);
+    return *queue_;
+  }
+
+  /// Waits until all that was run on the stream is done.
+  void Synchronize() {
+    if (queue_ != nullptr) queue_->Synchronize();
+  }
 
  private:
-  Device device_;
+  Gpu* gpu_ = nullptr;
+  std::unique_ptr<GpuQueue> queue_;
 };
 
 }  // namespace jubal

@@ -7,7 +7,7 @@ packages=(
   openmpi-bin libopenmpi-dev openssh-client  # mpirun reaches other hosts through ssh
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler
   libboost-program-options-dev nlohmann-json3-dev libfmt-dev libspdlog-dev
-  libhwloc-dev librandom123-dev libxxhash-dev libedit-dev
+  libboost-context-dev libhwloc-dev librandom123-dev libxxhash-dev libedit-dev
   libgtest-dev libgmock-dev libbenchmark-dev libsimde-dev python3 python3-venv
 )
 

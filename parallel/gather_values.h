@@ -17,7 +17,7 @@ std::vector<T> GatherValues(Communicator& group, const T& mine) {
   std::vector<T> all(static_cast<std::size_t>(group.size()));
   const std::vector<std::int64_t> rows(all.size(), 1);
   constexpr auto kBytes = static_cast<std::int64_t>(sizeof(T));
-  Stream stream(Device::kCpu);
+  Stream stream;
   group.AllGatherRows(
       TensorView(reinterpret_cast<std::byte*>(all.data()), DType::kU8, {group.size(), kBytes}),
       ConstTensorView(reinterpret_cast<const std::byte*>(&mine), DType::kU8, {1, kBytes}), rows,

@@ -80,7 +80,7 @@ class Decoder {
   std::vector<KvLayer> kv_;
   Activations a_;
   std::unique_ptr<ExpertExchange> exchange_;
-  Stream stream_{Device::kCpu};
+  Stream stream_;
   RoutingObserver routing_observer_;
 
   // The step under way.

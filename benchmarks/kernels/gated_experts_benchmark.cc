@@ -64,7 +64,7 @@ void BM_GatedExperts(benchmark::State& state, WeightType type) {
 
   const Limits limits(gates.data(), type);
   std::mt19937 random(1);
-  Stream stream(Device::kCpu);
+  Stream stream;
   std::int64_t experts = 0;
   for (auto _ : state) {
     const std::vector<std::int32_t> offsets = RandomOffsets(tokens, random);

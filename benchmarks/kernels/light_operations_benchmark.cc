@@ -50,7 +50,7 @@ class Operands {
 
 template <class Op>
 void Measure(benchmark::State& state, const Op& op, double bytes) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   for (auto _ : state) Run(op, stream);
   state.counters["bytes"] =
       benchmark::Counter(static_cast<double>(state.iterations()) * bytes,

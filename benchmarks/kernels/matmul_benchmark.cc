@@ -37,7 +37,7 @@ void BM_Matmul(benchmark::State& state, WeightType type) {
   FillWithFloats(x);
 
   const Limits limits(weights.data(), type);
-  Stream stream(Device::kCpu);
+  Stream stream;
   std::int64_t matrix = 0;
   for (auto _ : state) {
     MatrixLayout part = one;

@@ -43,7 +43,7 @@ void Attend(benchmark::State& state, KvType type, std::vector<std::int32_t> posi
   std::vector<std::int32_t> page_table(static_cast<std::size_t>(batch * pages));
   std::iota(page_table.begin(), page_table.end(), 0);
   const TensorView table = IntsOf(page_table, {batch, pages});
-  Stream stream(Device::kCpu);
+  Stream stream;
   std::vector<std::int32_t> position = {0};
   std::vector<std::int32_t> sequence = {0};
   for (std::int64_t s = 0; s < batch; ++s) {

@@ -59,7 +59,7 @@ class Operands {
 
 double TimeOf(const AllReduceTree& op, TensorView partials, Communicator& group,
               Communicator& meeting) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   const auto size = static_cast<std::size_t>(group.size());
   const std::vector<std::int64_t> none(size, 0);
   // As a product leaves them: in this core's cache, and in no other.
@@ -72,7 +72,7 @@ double TimeOf(const AllReduceTree& op, TensorView partials, Communicator& group,
 
 /// For each call the longest of all ranks.
 void TakeSlowest(Microseconds& times, Communicator& group) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   const auto calls = static_cast<std::int64_t>(times.size());
   Microseconds all(times.size() * static_cast<std::size_t>(group.size()));
   const std::vector<std::int64_t> rows(static_cast<std::size_t>(group.size()), 1);

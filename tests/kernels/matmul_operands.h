@@ -88,7 +88,7 @@ class Workspace {
 
 template <class Op>
 void RunChecked(const Op& op) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   Run(op, stream);
 }
 

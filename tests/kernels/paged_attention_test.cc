@@ -126,7 +126,7 @@ class Cache {
     const std::int64_t columns = model_.kv_heads * model_.head_dim;
     const std::vector<float> k = Gather(all, columns, &Sequence::k);
     const std::vector<float> v = Gather(all, columns, &Sequence::v);
-    Stream stream(Device::kCpu);
+    Stream stream;
     Run(StoreKv{pool_.layer(), View(k, columns), View(v, columns), Places(all)}, stream);
   }
 
@@ -151,7 +151,7 @@ class Cache {
         .scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim)),
         .soft_cap = model_.soft_cap,
     };
-    Stream stream(Device::kCpu);
+    Stream stream;
     reference ? RunSpecification(op) : Run(op, stream);
     return out;
   }
@@ -377,7 +377,7 @@ TEST(StoreKvTest, PutsEachElementWhereThePageLayoutSays) {
   const std::vector<std::int32_t> position = {35};  // slot 3 of the second page
   const std::vector<std::int32_t> sequence = {0};
   const std::vector<std::int32_t> table = {0, 2};
-  Stream stream(Device::kCpu);
+  Stream stream;
   jubal::Run(StoreKv{pool.layer(),
                      View(k, 8),
                      View(v, 8),

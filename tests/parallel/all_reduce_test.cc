@@ -54,7 +54,7 @@ void CheckAllReduce(RunWorld run_world, int size, std::int64_t rows, std::int64_
   const std::vector<Floats> chunks = RandomChunks(rows * n);
   const Floats expected = SumsOfSubtrees(chunks, {{0, kChunks}});
   run_world(size, [&](std::unique_ptr<Communicator> group) {
-    Stream stream(Device::kCpu);
+    Stream stream;
     const auto subtrees = MaximalSubtrees(OwnedChunks(group->rank(), size));
     const Floats sums = SumsOfSubtrees(chunks, subtrees);
     const auto count = static_cast<std::int64_t>(subtrees.size());

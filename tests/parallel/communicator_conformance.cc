@@ -118,7 +118,7 @@ std::int64_t Total(const Counts& rows) {
 }
 
 void AllGatherPlacesRowsInRankOrder(Communicator& world) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   ForRowsOfAllKinds(world, [&](const Counts& rows, Matrix& mine) {
     const std::int64_t width = mine.view().size(1);
     Matrix gathered(Total(rows) + 1, width);  // one row more than needed
@@ -136,7 +136,7 @@ void AllGatherPlacesRowsInRankOrder(Communicator& world) {
 }
 
 void VisitShowsTheRowsOfEachRank(Communicator& world) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   ForRowsOfAllKinds(world, [&](const Counts& rows, Matrix& mine) {
     const std::int64_t width = mine.view().size(1);
     Matrix gathered(Total(rows), width);
@@ -158,7 +158,7 @@ void VisitShowsTheRowsOfEachRank(Communicator& world) {
 }
 
 void AllGatherTakesRowsFromTheirOwnPlace(Communicator& world) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   constexpr std::int64_t kRows = 2;
   const SendMemory memory(world, world.size() * kMostBytes);
   for (const InArena in_arena : kInArena) {
@@ -180,7 +180,7 @@ void AllGatherTakesRowsFromTheirOwnPlace(Communicator& world) {
 }
 
 void AllToAllDeliversToEachItsRows(Communicator& world) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   const SendMemory memory(world, world.size() * kMostBytes);
   for (const std::int64_t width : kWidths) {
     for (std::int64_t round = 0; round < 3; ++round) {
@@ -254,7 +254,7 @@ void WaitingForABroadcastCostsLittleCpu(Communicator& world) {
 
 void NobodyPassesABarrierBeforeTheLastArrives(Communicator& world) {
   using Clock = std::chrono::steady_clock;  // one clock for all processes of a host
-  Stream stream(Device::kCpu);
+  Stream stream;
   for (int late = 0; late < world.size(); ++late) {
     if (world.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(10));
     const std::int64_t arrived = Clock::now().time_since_epoch().count();
@@ -272,7 +272,7 @@ void NobodyPassesABarrierBeforeTheLastArrives(Communicator& world) {
 
 /// The numbers that a group's members bring, in the group's order.
 Ints Roll(Communicator& group, std::int32_t number, TensorView memory = {}) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   Matrix mine(1, 1, memory);
   mine.at(0, 0) = number;
   Matrix all(group.size(), 1);

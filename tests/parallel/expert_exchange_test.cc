@@ -138,7 +138,7 @@ class GuardedMemory {
 /// One rank's part of one step; its data group's tokens must come out as expected.
 void CheckStep(const Mesh& mesh, const ExchangeSizes& sizes, const StepInput& step,
                const Floats& expected, ExpertExchange& exchange) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   std::int64_t begin = 0;
   for (int d = 0; d < mesh.seat.data; ++d) {
     begin += step.tokens_of_group[static_cast<std::size_t>(d)];

@@ -62,7 +62,7 @@ TEST(LocalCommunicatorFailureTest, ARankThatLeavesWakesThoseWhoWait) {
   });
   ExpectWaitersThrow([](Communicator& world) { world.Split(0); });
   ExpectWaitersThrow([](Communicator& world) {
-    Stream stream(Device::kCpu);
+    Stream stream;
     std::vector<float> all(4);
     const float mine = 1;
     const std::vector<std::int64_t> rows(4, 1);

@@ -15,7 +15,7 @@ namespace {
 
 /// The world ranks of a group's members, in the group's order.
 std::vector<std::int32_t> WorldRanksOf(Communicator& group, int world_rank) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   const auto size = static_cast<std::size_t>(group.size());
   std::vector<std::int32_t> ranks(size);
   const std::vector<std::int64_t> rows(size, 1);

@@ -82,7 +82,7 @@ TEST(MpiCommunicatorLongTest, CarriesMoreBytesThanAnIntCounts) {
   const auto other = static_cast<std::byte>(2 - world->rank());
   std::fill_n(mine.end_window(), LongMemory::kWindow, value);
 
-  Stream stream(Device::kCpu);
+  Stream stream;
   std::vector<std::int64_t> counts(2);
   counts[static_cast<std::size_t>(1 - world->rank())] = rows;
   world->AllToAllRows(TensorView(theirs.data(), DType::kU8, {rows, kRowBytes}), counts,
@@ -119,7 +119,7 @@ int RunOnEveryRank() {
   const std::int32_t mine = RUN_ALL_TESTS();
   std::vector<std::int32_t> results(static_cast<std::size_t>(world->size()));
   const std::vector<std::int64_t> rows(results.size(), 1);
-  Stream stream(Device::kCpu);
+  Stream stream;
   world->AllGatherRows(
       TensorView(reinterpret_cast<std::byte*>(results.data()), DType::kI32, {world->size(), 1}),
       ConstTensorView(reinterpret_cast<const std::byte*>(&mine), DType::kI32, {1, 1}), rows,

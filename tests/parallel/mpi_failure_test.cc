@@ -23,7 +23,7 @@ constexpr int kAbortStatus = 71;
 
 /// Rank 0 sends more rows than rank 1 expects.
 void SendTooMuch(Communicator& world) {
-  Stream stream(Device::kCpu);
+  Stream stream;
   std::vector<float> send(4);
   std::vector<float> recv(4);
   const std::vector<std::int64_t> none(2, 0);

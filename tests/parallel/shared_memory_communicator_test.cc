@@ -91,7 +91,7 @@ TEST(SharedMemoryCommunicatorHostsTest, GroupsAcrossHostsConform) {
 // A wrong count that went unnoticed would be a wrong token.
 TEST(SharedMemoryCommunicatorFailureTest, TellsWhenCountsDisagree) {
   RunSharedMemoryWorld(2, [](std::unique_ptr<Communicator> world) {
-    Stream stream(Device::kCpu);
+    Stream stream;
     std::vector<float> floats(8);
     const TensorView view(reinterpret_cast<std::byte*>(floats.data()), DType::kF32, {8, 1});
     for (const std::int64_t expected : {1, 5}) {  // less and more than come

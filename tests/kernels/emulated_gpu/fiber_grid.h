@@ -1,0 +1,47 @@
+#ifndef JUBAL_TESTS_KERNELS_EMULATED_GPU_FIBER_GRID_H_
+#define JUBAL_TESTS_KERNELS_EMULATED_GPU_FIBER_GRID_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+
+namespace jubal {
+
+struct GridSize {
+  unsigned x = 1;
+  unsigned y = 1;
+  unsigned z = 1;
+};
+
+/// In which order the threads of a block, and the blocks of a grid, are run. Results that differ
+/// miss a barrier.
+enum class FiberOrder : std::uint8_t { kForward, kBackward };
+
+/// Runs body() once for each thread of each block: blocks one after the other, the threads of a
+/// block as fibers that change places where they meet. Shared memory is filled with 0xff, which is
+/// NaN, before each block. Ends the process, naming `where`, when threads wait for each other for
+/// ever, or leave while others wait for them.
+void RunGrid(const std::source_location& where, GridSize grid, unsigned threads,
+             std::size_t shared_bytes, FiberOrder order, const std::function<void()>& body);
+
+// For the functions below: inside body() only.
+
+std::byte* FiberSharedMemory();
+/// Returns when all threads of the block have called it.
+void MeetBlock();
+/// Gives the warp's lanes a look at what each of them brings: `bytes` (at most 64) at `mine`.
+/// Returns when all 32 have called it, with lane l's at LaneValue(l), valid until the second call
+/// from now.
+void MeetWarp(const void* mine, std::size_t bytes);
+const void* LaneValue(int lane);
+
+/// Copies 16 bytes when this thread waits for the group that the copy belongs to.
+void AddPendingCopy(void* to, const void* from);
+void EndCopyGroup();
+/// Returns when at most `pending` of the thread's latest groups are left.
+void FinishCopyGroups(std::size_t pending);
+
+}  // namespace jubal
+
+#endif  // JUBAL_TESTS_KERNELS_EMULATED_GPU_FIBER_GRID_H_
