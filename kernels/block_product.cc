@@ -311,16 +311,16 @@ void BlockProduct::SumInt4(std::int64_t expert, std::int64_t block, RowRange row
   }
 }
 
-void CheckFloats(ConstTensorView view, int rank) {
+void CheckFloats(ConstTensorView view, int rank, Device device) {
   CHECK(view.dtype() == DType::kF32);
-  CHECK(view.device() == Device::kCpu);
+  CHECK(view.device() == device);
   CHECK_EQ(view.rank(), rank);
 }
 
-void CheckWorkspace(ConstTensorView workspace, std::int64_t needed) {
+void CheckWorkspace(ConstTensorView workspace, std::int64_t needed, Device device) {
   if (needed == 0) return;
   CHECK(workspace.dtype() == DType::kU8);
-  CHECK(workspace.device() == Device::kCpu);
+  CHECK(workspace.device() == device);
   CHECK_GE(workspace.bytes(), needed);
   CHECK(reinterpret_cast<std::uintptr_t>(workspace.raw()) % 64 == 0);
 }

@@ -132,8 +132,8 @@ class BlockProduct {
 };
 
 /// What the contracts of all products ask of an operand and of the workspace.
-void CheckFloats(ConstTensorView view, int rank);
-void CheckWorkspace(ConstTensorView workspace, std::int64_t needed);
+void CheckFloats(ConstTensorView view, int rank, Device device);
+void CheckWorkspace(ConstTensorView workspace, std::int64_t needed, Device device);
 bool Overlap(ConstTensorView a, ConstTensorView b);
 
 /// OpenMP's numbers; 1 and 0 without it.

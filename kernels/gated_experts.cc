@@ -45,36 +45,38 @@ class ExpertTasks {
 }  // namespace
 
 std::int64_t GatedExpertsWorkspaceBytes(const MatrixLayout& gate, const MatrixLayout& down,
-                                        std::int64_t rows, Device /*device*/) {
-  return QuantisedRows::Bytes(gate, rows) + QuantisedRows::Bytes(down, rows);
+                                        std::int64_t rows, Device device) {
+  return MatmulWorkspaceBytes(gate, rows, device) + MatmulWorkspaceBytes(down, rows, device);
 }
 
 void Check(const GatedExperts& op) {
   const MatrixLayout& gate = op.gate.layout;
   const MatrixLayout& down = op.down.layout;
-  CheckWeight(op.gate, Split::kByOutput);
-  CheckWeight(op.up, Split::kByOutput);
-  CheckWeight(op.down, Split::kByInput);
+  const Device device = op.x.device();
+  CheckWeight(op.gate, Split::kByOutput, device);
+  CheckWeight(op.up, Split::kByOutput, device);
+  CheckWeight(op.down, Split::kByInput, device);
   CHECK(op.up.layout == gate);
   CHECK(down.experts == gate.experts);
   CHECK_EQ(down.k, gate.n);
   CHECK(down.InputRows() == gate.columns || gate.columns.empty());
-  CheckFloats(op.x, 2);
+  CheckFloats(op.x, 2, device);
   const std::int64_t rows = op.x.size(0);
   CHECK_EQ(op.x.size(1), gate.k);
-  CheckFloats(op.hidden, 2);
+  CheckFloats(op.hidden, 2, device);
   CHECK(op.hidden.shape() == (Shape{rows, gate.columns.size()}));
-  CheckFloats(op.out, 3);
+  CheckFloats(op.out, 3, device);
   CHECK(op.out.dense());
   CHECK(op.out.shape() ==
         (Shape{static_cast<std::int64_t>(MaximalSubtrees(down.chunks).size()), rows, down.n}));
   CHECK(!Overlap(op.out, op.x) && !Overlap(op.out, op.hidden) && !Overlap(op.hidden, op.x));
-  CheckWorkspace(op.workspace, GatedExpertsWorkspaceBytes(gate, down, rows));
+  CheckWorkspace(op.workspace, GatedExpertsWorkspaceBytes(gate, down, rows, device), device);
   CHECK(!Overlap(op.workspace, op.x) && !Overlap(op.workspace, op.out) &&
         !Overlap(op.workspace, op.hidden));
   CHECK(op.offsets.dtype() == DType::kI32);
-  CHECK(op.offsets.device() == Device::kCpu);
+  CHECK(op.offsets.device() == device);
   CHECK(op.offsets.shape() == (Shape{gate.num_experts() + 1}));
+  if (device != Device::kCpu) return;
   const std::int32_t* offsets = op.offsets.data<std::int32_t>();
   CHECK_EQ(offsets[0], 0);
   for (std::int64_t e = 0; e < gate.num_experts(); ++e) CHECK_LE(offsets[e], offsets[e + 1]);

@@ -15,7 +15,7 @@ namespace jubal {
 struct GatedExperts {
   TensorView out;           // [MaximalSubtrees(down.layout.chunks).size(), rows, N] f32
   ConstTensorView x;        // [rows, K] f32
-  ConstTensorView offsets;  // [local experts + 1] i32, ascending from 0, on the device
+  ConstTensorView offsets;  // [local experts + 1] i32, ascending from 0
   PackedMatrix gate;        // experts × [K, hidden], split kByOutput: the columns of down's chunks
   PackedMatrix up;          // the same
   PackedMatrix down;        // experts × [hidden, N], split kByInput

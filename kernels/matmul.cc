@@ -7,6 +7,7 @@
 
 #include "kernels/block_product.h"
 #include "kernels/check.h"
+#include "kernels/gpu_products.h"
 #include "kernels/task_ranges.h"
 
 namespace jubal {
@@ -83,15 +84,15 @@ void RunMatmuls(std::span<const Matmul> ops) {
 
 }  // namespace
 
-std::int64_t MatmulWorkspaceBytes(const MatrixLayout& layout, std::int64_t rows,
-                                  Device /*device*/) {
-  return QuantisedRows::Bytes(layout, rows);
+std::int64_t MatmulWorkspaceBytes(const MatrixLayout& layout, std::int64_t rows, Device device) {
+  return device == Device::kCuda ? GpuProductWorkspace(layout, rows).bytes
+                                 : QuantisedRows::Bytes(layout, rows);
 }
 
-void CheckWeight(const PackedMatrix& weight, Split split) {
+void CheckWeight(const PackedMatrix& weight, Split split, Device device) {
   const MatrixLayout& layout = weight.layout;
   CHECK(layout.split == split);
-  CHECK(weight.device == Device::kCpu);
+  CHECK(weight.device == device);
   CHECK(layout.columns.begin >= 0 && layout.columns.begin <= layout.columns.end);
   CHECK_LE(layout.columns.end, layout.n);
   if (split == Split::kByInput) {
@@ -110,15 +111,17 @@ void CheckWeight(const PackedMatrix& weight, Split split) {
 }
 
 void Check(const Matmul& op) {
-  CheckWeight(op.weight, Split::kByOutput);
+  const Device device = op.x.device();
+  CheckWeight(op.weight, Split::kByOutput, device);
   CHECK_EQ(op.weight.layout.num_experts(), 1);
-  CheckFloats(op.x, 2);
+  CheckFloats(op.x, 2, device);
   CHECK_EQ(op.x.size(1), op.weight.layout.k);
-  CheckFloats(op.out, 2);
+  CheckFloats(op.out, 2, device);
   CHECK_EQ(op.out.size(0), op.x.size(0));
   CHECK_EQ(op.out.size(1), op.weight.layout.columns.size());
   CHECK(!Overlap(op.out, op.x));
-  CheckWorkspace(op.workspace, MatmulWorkspaceBytes(op.weight.layout, op.x.size(0)));
+  CheckWorkspace(op.workspace, MatmulWorkspaceBytes(op.weight.layout, op.x.size(0), device),
+                 device);
   CHECK(!Overlap(op.workspace, op.x) && !Overlap(op.workspace, op.out));
 }
 
@@ -136,18 +139,20 @@ void Check(const Matmuls& op) {
 }
 
 void Check(const MatmulPartials& op) {
-  CheckWeight(op.weight, Split::kByInput);
+  const Device device = op.x.device();
+  CheckWeight(op.weight, Split::kByInput, device);
   CHECK_EQ(op.weight.layout.num_experts(), 1);
-  CheckFloats(op.x, 2);
+  CheckFloats(op.x, 2, device);
   CHECK_EQ(op.x.size(1), op.weight.layout.InputRows().size());
-  CheckFloats(op.out, 3);
+  CheckFloats(op.out, 3, device);
   CHECK(op.out.dense());
   CHECK_EQ(op.out.size(0),
            static_cast<std::int64_t>(MaximalSubtrees(op.weight.layout.chunks).size()));
   CHECK_EQ(op.out.size(1), op.x.size(0));
   CHECK_EQ(op.out.size(2), op.weight.layout.n);
   CHECK(!Overlap(op.out, op.x));
-  CheckWorkspace(op.workspace, MatmulWorkspaceBytes(op.weight.layout, op.x.size(0)));
+  CheckWorkspace(op.workspace, MatmulWorkspaceBytes(op.weight.layout, op.x.size(0), device),
+                 device);
   CHECK(!Overlap(op.workspace, op.x) && !Overlap(op.workspace, op.out));
 }
 

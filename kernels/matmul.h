@@ -12,6 +12,11 @@ namespace jubal {
 // instruction set agrees (`k` counts the rows of the matrix):
 //
 //   f32, bf16   per column one fp32 accumulator, fused multiply-add in ascending k within a chunk.
+//               On a GPU each run of 512 k of a chunk has an accumulator of its own, and runs are
+//               added in ascending order. f32: the accumulator is as above. bf16: x is the sum of
+//               two bfloat16, x_hi = bf16(x) and x_lo = bf16(x − x_hi), to nearest; per 16 k,
+//               ascending, what the tensor cores make of accumulator + Σ x_hi · w, then the same of
+//               x_lo.
 //   int8, int4  the activation row (kByOutput) or its part in one chunk (kByInput) is quantised to
 //               15 bits: s = max|x| / 16383, a = rint(x / s) to even; s = 0 when the row is 0.
 //               Integer dot products are exact and flushed to fp32 at every 512 k of a group and at
@@ -19,6 +24,7 @@ namespace jubal {
 //               order; y = total · s.
 //
 // A row of the result depends on its row of x alone, never on the other rows, on threads or ranks.
+// All operands of one operation lie on one device.
 
 /// out = multiplier · (x · W): whole columns. W is split kByOutput.
 struct Matmul {
@@ -63,7 +69,7 @@ void RunOnCpu(const MatmulPartials& op);
 void RunReference(const MatmulPartials& op);
 
 /// The contract on one weight matrix, whatever the operation.
-void CheckWeight(const PackedMatrix& weight, Split split);
+void CheckWeight(const PackedMatrix& weight, Split split, Device device);
 
 }  // namespace jubal
 

@@ -30,28 +30,18 @@ namespace jubal {
   for (std::int64_t i = 0; i < count; ++i) sums[i] += x[i];
 }
 
-// Both activations are x · sigmoid(y): (1 + tanh(z)) / 2 = 1 / (1 + e^−2z). In this form the
-// result keeps its relative accuracy where 1 + tanh(z) would cancel.
-
 /// out[i] = gelu_tanh(gate[i]) · up[i]; out may be gate or up.
 [[maybe_unused]] static void GeluTanhPass(const float* gate, const float* up, std::int64_t count,
                                           float* out) {
-  constexpr float kMinusTwoRootTwoOverPi = -1.5957691216057308f;
 #pragma GCC ivdep
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float x = gate[i];
-    const float minus_two_z = kMinusTwoRootTwoOverPi * (x + 0.044715f * (x * x * x));
-    out[i] = x / (1.0f + FastExp(minus_two_z)) * up[i];
-  }
+  for (std::int64_t i = 0; i < count; ++i) out[i] = GeluTanh(gate[i]) * up[i];
 }
 
 /// out[i] = silu(gate[i]) · up[i]; out may be gate or up.
 [[maybe_unused]] static void SiluPass(const float* gate, const float* up, std::int64_t count,
                                       float* out) {
 #pragma GCC ivdep
-  for (std::int64_t i = 0; i < count; ++i) {
-    out[i] = gate[i] / (1.0f + FastExp(-gate[i])) * up[i];
-  }
+  for (std::int64_t i = 0; i < count; ++i) out[i] = Silu(gate[i]) * up[i];
 }
 
 }  // namespace jubal

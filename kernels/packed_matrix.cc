@@ -170,6 +170,42 @@ void CheckPart(const MatrixLayout& whole, const MatrixLayout& part) {
   CHECK(within(part.columns, whole.columns));
 }
 
+/// How a chunk lies in memory: so many rows of all its blocks.
+struct Rows {
+  std::int64_t count = 0;
+  std::int64_t block_bytes = 0;  // of one row
+};
+
+/// Where a part's bytes lie in the whole's: ascending, neighbours joined.
+template <class RowsOf>
+std::vector<Range> PartRanges(const MatrixLayout& whole, const MatrixLayout& part, RowsOf rows_of) {
+  CheckPart(whole, part);
+  std::vector<Range> ranges;
+  if (part.columns.empty()) return ranges;
+  const std::int64_t blocks = whole.blocks().size();
+  const std::int64_t first = part.blocks().begin - whole.blocks().begin;
+  std::int64_t row_begin = 0;
+  for (std::int64_t expert = whole.experts.begin; expert < part.experts.end; ++expert) {
+    for (std::int64_t chunk = whole.chunks.begin; chunk < whole.chunks.end; ++chunk) {
+      const Rows rows = rows_of(chunk);
+      const bool wanted = expert >= part.experts.begin && chunk >= part.chunks.begin &&
+                          chunk < part.chunks.end && rows.block_bytes > 0;
+      for (std::int64_t row = 0; row < rows.count; ++row) {
+        const std::int64_t begin = row_begin + first * rows.block_bytes;
+        const std::int64_t end = begin + part.blocks().size() * rows.block_bytes;
+        row_begin += blocks * rows.block_bytes;
+        if (!wanted) continue;
+        if (!ranges.empty() && ranges.back().end == begin) {
+          ranges.back().end = end;
+        } else {
+          ranges.push_back({begin, end});
+        }
+      }
+    }
+  }
+  return ranges;
+}
+
 }  // namespace
 
 static_assert(std::endian::native == std::endian::little, "steps are words of the checkpoint");
@@ -258,27 +294,17 @@ PackedMatrix PartOf(const PackedMatrix& whole, const MatrixLayout& part) {
 }
 
 std::vector<Range> DataRanges(const MatrixLayout& whole, const MatrixLayout& part) {
-  CheckPart(whole, part);
-  std::vector<Range> ranges;
-  if (part.columns.empty()) return ranges;
-  const std::int64_t blocks = whole.blocks().size();
-  for (std::int64_t expert = part.experts.begin; expert < part.experts.end; ++expert) {
-    std::int64_t chunk_begin = (expert - whole.experts.begin) * whole.ExpertBytes();
-    for (std::int64_t chunk = whole.chunks.begin; chunk < part.chunks.end; ++chunk) {
-      const std::int64_t block_bytes = whole.BlockBytes(chunk);
-      const std::int64_t begin =
-          chunk_begin + (part.blocks().begin - whole.blocks().begin) * block_bytes;
-      const std::int64_t end = begin + part.blocks().size() * block_bytes;
-      chunk_begin += blocks * block_bytes;
-      if (chunk < part.chunks.begin || begin == end) continue;
-      if (!ranges.empty() && ranges.back().end == begin) {
-        ranges.back().end = end;
-      } else {
-        ranges.push_back({begin, end});
-      }
-    }
-  }
-  return ranges;
+  return PartRanges(whole, part, [&](std::int64_t chunk) {
+    return Rows{.count = 1, .block_bytes = whole.BlockBytes(chunk)};
+  });
+}
+
+std::vector<Range> ScaleRanges(const MatrixLayout& whole, const MatrixLayout& part) {
+  if (!HasScales(whole.type)) return {};
+  return PartRanges(whole, part, [&](std::int64_t chunk) {
+    return Rows{.count = whole.ChunkGroups(chunk),
+                .block_bytes = kBlockColumns * SizeOf(DType::kF32)};
+  });
 }
 
 void PackMatrix(const MatrixLayout& layout, std::int64_t expert, const UnpackedMatrix& source,

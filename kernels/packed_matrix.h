@@ -124,6 +124,8 @@ PackedMatrix PartOf(const PackedMatrix& whole, const MatrixLayout& part);
 
 /// Where the bytes of that part's data lie in the whole's: ascending, neighbours joined.
 std::vector<Range> DataRanges(const MatrixLayout& whole, const MatrixLayout& part);
+/// The same of its scales.
+std::vector<Range> ScaleRanges(const MatrixLayout& whole, const MatrixLayout& part);
 
 /// Where the unpacked weights lie: a row-major matrix in a file, unaligned.
 struct UnpackedMatrix {

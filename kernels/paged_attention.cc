@@ -127,6 +127,15 @@ std::int64_t KvLayer::HeadBytes() const {
   return 2 * head_dim * kPageTokens * SizeOf(type) + scales;
 }
 
+std::int64_t PagedAttentionWorkspaceBytes(std::int64_t tokens, std::int64_t heads,
+                                          std::int64_t head_dim, std::int64_t max_keys,
+                                          Device device) {
+  const std::int64_t runs = AttentionRuns(max_keys);
+  if (device == Device::kCpu || runs <= 1) return 0;
+  // The sums over values, the largest score and the sum of weights.
+  return tokens * heads * runs * (head_dim + 2) * std::int64_t{sizeof(float)};
+}
+
 void Check(const StoreKv& op) {
   CheckPages(op.pages);
   CHECK(op.k.dtype() == DType::kF32 && op.v.dtype() == DType::kF32);
@@ -151,6 +160,13 @@ void Check(const PagedAttention& op) {
   CHECK_EQ(op.q.size(1), op.kv_heads.size(0) * op.pages.head_dim);
   CHECK(op.soft_cap >= 0.0f);
   CheckPlaces(op.places, op.q.size(0));
+  const std::int64_t needed =
+      PagedAttentionWorkspaceBytes(op.q.size(0), op.kv_heads.size(0), op.pages.head_dim,
+                                   op.places.page_table.size(1) * kPageTokens, op.pages.device);
+  if (needed == 0) return;
+  CHECK(op.workspace.dtype() == DType::kU8 && op.workspace.device() == op.pages.device);
+  CHECK_GE(op.workspace.bytes(), needed);
+  CHECK_EQ(reinterpret_cast<std::uintptr_t>(op.workspace.raw()) % 64, 0u);
 }
 
 void RunOnCpu(const PagedAttention& op) {

@@ -67,7 +67,19 @@ struct PagedAttention {
                              // heads that share one are neighbours
   float scale = 1.0f;
   float soft_cap = 0.0f;
+  TensorView workspace = {};  // [≥ PagedAttentionWorkspaceBytes] u8, 64-byte aligned; empty for 0
 };
+
+/// Runs of that many keys: 0 … max_keys − 1.
+inline std::int64_t AttentionRuns(std::int64_t max_keys) {
+  return (max_keys + kAttentionRun - 1) / kAttentionRun;
+}
+
+/// What a GPU keeps of each run where a sequence can have several; 0 on the CPU. `max_keys` is the
+/// most that a sequence can have: kPageTokens times the columns of the page table.
+std::int64_t PagedAttentionWorkspaceBytes(std::int64_t tokens, std::int64_t heads,
+                                          std::int64_t head_dim, std::int64_t max_keys,
+                                          Device device);
 
 void Check(const StoreKv& op);
 void RunOnCpu(const StoreKv& op);

@@ -1,7 +1,8 @@
 #include "kernels/rope.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "kernels/float_math.h"
 
 namespace jubal {
 namespace {
@@ -16,10 +17,9 @@ void RotateToken(const Rope& op, float* heads, float position) {
     float cosines[kBlock];
     float sines[kBlock];
     for (std::int64_t i = 0; i < count; ++i) {
-      // In double and then rounded: libm's float versions differ in bits between machines.
-      const double angle = position * frequencies[begin + i];
-      cosines[i] = static_cast<float>(std::cos(angle));
-      sines[i] = static_cast<float>(std::sin(angle));
+      const SineCosine turn = FastSineCosine(position * frequencies[begin + i]);
+      cosines[i] = turn.cosine;
+      sines[i] = turn.sine;
     }
     for (std::int64_t head = 0; head < op.heads.size(1); head += 2 * half) {
       float* low = heads + head + begin;

@@ -6,7 +6,7 @@
 namespace jubal {
 
 /// Rotates each head by its token's position, in place, half-split: elements i and i + d/2 form a
-/// pair, turned by the angle position · frequencies[i] (both in fp32).
+/// pair, turned by the angle position · frequencies[i] (both in fp32), below 2³¹.
 /// Source: xai-org/grok-1 model.py, RotaryEmbedding.
 struct Rope {
   TensorView heads;             // [tokens, heads · head_dim] f32

@@ -26,16 +26,23 @@ struct SampleRow {
 
 /// Draws one token per row. A row with a logit that is not finite gets id 0 and logprob NaN, here
 /// and in LogProb. The random number is Philox4x32-10 keyed by (seed, position), so the draw does
-/// not depend on the batch.
+/// not depend on the batch. Probabilities are added up as integers, so that it does not depend on
+/// the device either: a token 2⁴⁰ times less probable than the first is never drawn.
+///
+/// On a GPU `rows` stay on the host. They have been read when Run returns, so that the operation
+/// cannot be recorded.
 struct Sample {
   TensorView ids;          // [rows] i32
   TensorView logprobs;     // [rows] f32: ln softmax(logits)[id], before penalties and temperature
   ConstTensorView logits;  // [rows, vocabulary] f32
   std::span<const SampleRow> rows;  // host memory
-  TensorView workspace;             // [≥ SampleWorkspaceBytes(vocabulary)] u8, 64-byte aligned
+  TensorView workspace;             // [≥ SampleWorkspaceBytes(…)] u8, 64-byte aligned
 };
 
-std::int64_t SampleWorkspaceBytes(std::int64_t vocabulary);
+/// For at most that many rows, whose lists `seen` and `produced` have at most `max_listed` entries
+/// each: no more than the context has tokens. On CPUs only the vocabulary counts: 2²⁴ at most.
+std::int64_t SampleWorkspaceBytes(std::int64_t vocabulary, std::int64_t rows,
+                                  std::int64_t max_listed, Device device);
 
 /// out[r] = ln softmax(logits[r, :])[ids[r]]
 struct LogProb {

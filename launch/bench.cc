@@ -94,10 +94,16 @@ std::string_view NameOf(KvType type) {
 /// What the figures depend on beside the plan, which TakeSeat has told.
 void ReportMachine(const SeatedRank& rank) {
   const std::int64_t bytes = rank.source.stored_bytes();
-  const std::int64_t cache = LastLevelCacheBytes();
-  fmt::print(stderr, "{}, {} thread{} on each rank, {}; weights {}, experts in {}\n",
-             ProcessorName(), MostThreads(), MostThreads() == 1 ? "" : "s", NameOf(ActiveCpuIsa()),
-             MemorySizeText(bytes), NameOf(MainWeightType(rank.source)));
+  std::int64_t cache = LastLevelCacheBytes();
+  if (rank.gpu != nullptr) {
+    cache = rank.gpu->info().cache_bytes * rank.mesh.plan.world();
+    fmt::print(stderr, "{} on each rank", rank.gpu->info().name);
+  } else {
+    fmt::print(stderr, "{}, {} thread{} on each rank, {}", ProcessorName(), MostThreads(),
+               MostThreads() == 1 ? "" : "s", NameOf(ActiveCpuIsa()));
+  }
+  fmt::print(stderr, "; weights {}, experts in {}\n", MemorySizeText(bytes),
+             NameOf(MainWeightType(rank.source)));
   if (bytes <= cache) {
     fmt::print(stderr,
                "the weights fit the last-level cache of {}: these figures say nothing about "
@@ -120,6 +126,11 @@ BenchRow RowOf(const StepTest& test, const StepResult& result, const SeatedRank&
           {"bandwidth_ratio", result.bandwidth_ratio},
           {"peak", result.peak},
           {"compute_ratio", result.compute_ratio},
+          {"bytes_per_second", result.bandwidth_ratio * result.read_bandwidth},
+          {"operations_per_second", result.compute_ratio * result.peak},
+          // Of the speed at which one of the two limits is met.
+          {"roofline_ratio", std::max(result.bandwidth_ratio, result.compute_ratio)},
+          {"device", rank.gpu != nullptr ? rank.gpu->info().name : "cpu"},
           {"plan", plan.ToString()},
           {"exchange", plan.exchange == Exchange::kReplicated ? "replicated" : "alltoall"},
           {"threads", MostThreads()},
@@ -135,11 +146,11 @@ void Measure(const Options& options, std::unique_ptr<Communicator> world) {
   const SeatedRank rank =
       TakeSeat(options, std::move(world),
                [&](const ModelSource& source, const ParallelPlan&) { CheckTests(tests, source); });
-  RequireMemory(rank, options.serving);
+  RequireMemory(rank);
   const bool leader = rank.mesh.leader();
-  Decoder decoder(rank.source, rank.mesh, options.serving, ProgressLine(leader));
+  Decoder decoder(rank.source, rank.mesh, rank.serving, ProgressLine(leader), rank.gpu.get());
   if (leader) ReportMachine(rank);
-  StepBenchmark benchmark(decoder, rank.source, options.serving);
+  StepBenchmark benchmark(decoder, rank.source, rank.serving);
   BenchTable table(options);
   for (std::size_t i = 0; i < tests.size(); ++i) {
     const StepTest& test = tests[i];

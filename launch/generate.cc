@@ -126,8 +126,9 @@ int RunGenerate(const Options& options) {
                                        tokenizer = OpenTokenizer(source);
                                        request = MakeRequest(options, source, plan, tokenizer);
                                      });
-    Decoder decoder(rank.source, rank.mesh, options.serving, ProgressLine(rank.mesh.leader()));
-    Engine engine(decoder, options.serving);
+    Decoder decoder(rank.source, rank.mesh, rank.serving, ProgressLine(rank.mesh.leader()),
+                    rank.gpu.get());
+    Engine engine(decoder, rank.serving);
     if (!rank.mesh.leader()) {
       engine.Run();
       return;

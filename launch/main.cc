@@ -10,6 +10,7 @@
 
 #include "kernels/error.h"
 #include "launch/commands.h"
+#include "launch/gpu_driver.h"
 #include "launch/options.h"
 #include "launch/world.h"
 
@@ -57,7 +58,9 @@ int Fail(std::string_view message, int status) {
 
 int Main(const std::vector<std::string>& arguments) {
   try {
-    return Run(ParseCommandLine(arguments));
+    Options options = ParseCommandLine(arguments);
+    options.gpus = ProgramGpuDriver();
+    return Run(options);
   } catch (const UserError& error) {
     return Fail(error.what(), static_cast<int>(error.status()));
   } catch (const std::exception& error) {

@@ -9,6 +9,8 @@
 
 #include "kernels/cpu_isa.h"
 #include "kernels/packed_matrix.h"
+#include "kernels/tensor.h"
+#include "launch/gpu_driver.h"
 #include "parallel/plan.h"
 #include "runtime/memory_plan.h"
 #include "runtime/model_source.h"
@@ -68,6 +70,8 @@ struct Options {
   int data_parallel = 1;
   std::optional<int> threads;
   std::optional<CpuIsa> isa;
+  std::optional<Device> device;  // none: GPUs where every rank has one
+  GpuDriver gpus;                // main() sets it
   ServingOptions serving;
   std::optional<std::int64_t> device_memory;
   bool json = false;

@@ -100,8 +100,9 @@ class RankProcess {
 
   void Serve(std::unique_ptr<Communicator> world) {
     const SeatedRank rank = TakeSeat(options_, std::move(world), [](const auto&, const auto&) {});
-    Decoder decoder(rank.source, rank.mesh, options_.serving, ProgressLine(rank.mesh.leader()));
-    Engine engine(decoder, options_.serving);
+    Decoder decoder(rank.source, rank.mesh, rank.serving, ProgressLine(rank.mesh.leader()),
+                    rank.gpu.get());
+    Engine engine(decoder, rank.serving);
     engine.WarmUp();
     if (!rank.mesh.leader()) {
       engine.Run();

@@ -82,8 +82,9 @@ int RunScore(const Options& options) {
                                      [&](const ModelSource& source, const ParallelPlan& plan) {
                                        request = MakeRequest(options, source, plan);
                                      });
-    Decoder decoder(rank.source, rank.mesh, options.serving, ProgressLine(rank.mesh.leader()));
-    Engine engine(decoder, options.serving);
+    Decoder decoder(rank.source, rank.mesh, rank.serving, ProgressLine(rank.mesh.leader()),
+                    rank.gpu.get());
+    Engine engine(decoder, rank.serving);
     if (!rank.mesh.leader()) {
       engine.Run();
       return;

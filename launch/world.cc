@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +20,7 @@
 #include "kernels/error.h"
 #include "kernels/paged_attention.h"
 #include "launch/cores.h"
+#include "launch/devices.h"
 #include "launch/memory_size.h"
 #include "parallel/gather_values.h"
 #include "parallel/local_communicator.h"
@@ -88,6 +90,29 @@ void ReportPlan(const ModelSource& source, const Mesh& mesh, const ServingOption
                "and reads up to {} of {}, mapped: page cache that the ranks of a node share\n",
                MemorySizeText(largest.weight_bytes), kPackFileName);
   }
+}
+
+/// Ranks that share a card share what it has free.
+void RequireGpuMemory(const SeatedRank& rank, std::int64_t mine) {
+  struct Need {
+    std::array<char, 64> uuid{};
+    std::int64_t bytes = 0;
+  };
+  const GpuInfo info = rank.gpu->info();
+  Need need{.bytes = mine};
+  info.uuid.copy(need.uuid.data(), need.uuid.size() - 1);
+  std::int64_t together = 0;
+  for (const Need& other : GatherValues(*rank.mesh.node, need)) {
+    if (other.uuid == need.uuid) together += other.bytes;
+  }
+  Agree(*rank.mesh.world, [&] {
+    if (together <= info.free_bytes) return;
+    throw UserError(
+        ExitStatus::kConfig,
+        fmt::format("{} of GPU memory is needed, but {} has {} free: use more ranks, "
+                    "each with a GPU of its own, or lower --kv-memory",
+                    MemorySizeText(together), info.name, MemorySizeText(info.free_bytes)));
+  });
 }
 
 }  // namespace
@@ -162,28 +187,37 @@ ModelSource OpenModel(const Options& options) {
 
 SeatedRank TakeSeat(const Options& options, std::unique_ptr<Communicator> world,
                     const std::function<void(const ModelSource&, const ParallelPlan&)>& check) {
+  RankDevice device = ChooseDevice(options.device, options.gpus, std::move(world));
+  world = std::move(device.world);
   std::optional<ModelSource> source;
   ParallelPlan plan;
+  ServingOptions serving = options.serving;
+  if (device.gpu != nullptr) serving.device = Device::kCuda;
   Agree(*world, [&] {
     source = OpenModel(options);
     plan = MakePlan(world->size(), static_cast<int>(source->model().experts), options.exchange,
                     options.expert_parallel, options.data_parallel);
-    LimitsOf(source->model(), plan, options.serving);
+    LimitsOf(source->model(), plan, serving);
     if (world->rank() == 0) check(*source, plan);
   });
   const std::vector<CpuIsa> tiers = GatherValues(*world, options.isa.value_or(BestCpuIsa()));
   ForceCpuIsa(*std::min_element(tiers.begin(), tiers.end()));
 
-  SeatedRank seated{std::move(*source), MakeMesh(plan, std::move(world))};
+  SeatedRank seated{std::move(*source), serving, std::move(device.gpu),
+                    MakeMesh(plan, std::move(world))};
   ShareCores(*seated.mesh.node, options.threads);
-  if (seated.mesh.leader()) ReportPlan(seated.source, seated.mesh, options.serving);
+  if (seated.mesh.leader()) ReportPlan(seated.source, seated.mesh, serving);
   return seated;
 }
 
-void RequireMemory(const SeatedRank& rank, const ServingOptions& options) {
-  const std::int64_t mine =
-      PlanMemory(rank.source, rank.mesh.plan, rank.mesh.seat, options).total();
-  const std::vector<std::int64_t> neighbours = GatherValues(*rank.mesh.node, mine);
+void RequireMemory(const SeatedRank& rank) {
+  const MemoryPlan mine = PlanMemory(rank.source, rank.mesh.plan, rank.mesh.seat, rank.serving);
+  std::int64_t on_host = mine.total();
+  if (rank.gpu != nullptr) {
+    on_host = mine.pinned_bytes + mine.loading_bytes;
+    RequireGpuMemory(rank, mine.total());
+  }
+  const std::vector<std::int64_t> neighbours = GatherValues(*rank.mesh.node, on_host);
   Agree(*rank.mesh.world, [&] {
     const std::int64_t needed =
         std::accumulate(neighbours.begin(), neighbours.end(), std::int64_t{0});

@@ -35,22 +35,24 @@ void Agree(Communicator& world, const std::function<void()>& step);
 /// A rank that is ready to load: its model opened, its seat taken.
 struct SeatedRank {
   ModelSource source;
+  ServingOptions serving;    // as asked for, on the device that computes
+  std::unique_ptr<Gpu> gpu;  // null: the CPU; outlives the mesh
   Mesh mesh;
 };
 
 /// The model that the options name, or describe.
 ModelSource OpenModel(const Options& options);
 
-/// Opens the model, seats the ranks and gives each its threads and the instruction set that all
-/// have. `check` is run on the leader before anything is allocated, to refuse what cannot work.
-/// The leader reports the memory plan on standard error. Collective. Throws UserError on all ranks
-/// alike.
+/// Opens the model, seats the ranks and gives each its GPU, or its threads and the instruction set
+/// that all have. `check` is run on the leader before anything is allocated, to refuse what cannot
+/// work. The leader reports the memory plan on standard error. Collective. Throws UserError on all
+/// ranks alike.
 SeatedRank TakeSeat(const Options& options, std::unique_ptr<Communicator> world,
                     const std::function<void(const ModelSource&, const ParallelPlan&)>& check);
 
 /// Throws UserError (kConfig) on all ranks alike when those of one host need more memory than it
-/// has. Collective.
-void RequireMemory(const SeatedRank& rank, const ServingOptions& options);
+/// has, or than its GPUs have free. Collective.
+void RequireMemory(const SeatedRank& rank);
 
 }  // namespace jubal
 

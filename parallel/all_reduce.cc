@@ -138,7 +138,7 @@ void Run(const AllReduceTree& op, Communicator& group, Stream& stream) {
   if (rows == 0) return;
   if (group.size() == 1) {
     CHECK_EQ(op.partials.size(0), 1);
-    CopyBytes(op.out.raw(), op.partials.raw(), op.out.bytes());
+    CopyBytes(op.out, op.partials, op.out.bytes(), stream);
     return;
   }
   const Tiling tiling(group.size());

@@ -34,16 +34,19 @@ AllToAllExchange::AllToAllExchange(const Mesh& mesh, const ExchangeSizes& sizes,
 
 ExpertBatch AllToAllExchange::Dispatch(ConstTensorView x, ConstTensorView topk_ids,
                                        Stream& stream) {
+  if (padded_) return DispatchReplicated(x, topk_ids, stream);
   GroupHomePairs(topk_ids, stream);
-  ExchangeCounts(stream);
+  home_offsets_on_host_ = home_offsets_copy_.Read(buffers_.home_offsets, stream);
+  mesh_.world->Wait(stream);
+  ExchangeCounts();
   SendRows(x.Rows(home_tokens_.begin, home_tokens_.size()), stream);
   OrderByExpert(stream);
   return Batch();
 }
 
 /// batch_rows ← how many rows each home has for each of this rank's experts.
-void AllToAllExchange::ExchangeCounts(Stream& stream) {
-  const std::int32_t* home_offsets = buffers_.home_offsets.data<std::int32_t>();
+void AllToAllExchange::ExchangeCounts() {
+  const std::int32_t* home_offsets = home_offsets_on_host_.data<std::int32_t>();
   auto count = counts_.begin();
   for (int rank = 0; rank < mesh_.plan.world(); ++rank) {
     const Range experts = OwnedExperts(mesh_.plan, sizes_.experts, SeatOf(mesh_.plan, rank).expert);
@@ -51,20 +54,19 @@ void AllToAllExchange::ExchangeCounts(Stream& stream) {
       *count++ = home_offsets[e + 1] - home_offsets[e];
     }
   }
+  Stream on_host;
   mesh_.world->AllToAllRows(ColumnOf(batch_rows_), local_count_rows_, ColumnOf(counts_),
-                            count_rows_, stream);
+                            count_rows_, on_host);
 }
 
 /// The ranks that share an expert get the same rows, one round for each of them, so that the rows
 /// are packed once.
 void AllToAllExchange::SendRows(ConstTensorView home_x, Stream& stream) {
   const ParallelPlan& plan = mesh_.plan;
-  const std::int32_t* home_offsets = buffers_.home_offsets.data<std::int32_t>();
-  *buffers_.count.data<std::int32_t>() = home_offsets[sizes_.experts];
   Run(GatherRows{.out = buffers_.outgoing,
                  .x = home_x,
                  .index = buffers_.home_token_of,
-                 .count = buffers_.count},
+                 .count = buffers_.home_offsets.Rows(sizes_.experts, 1)},
       stream);
   for (int round = 0; round < plan.expert_tensor; ++round) {
     const bool receiving = round == mesh_.seat.expert_tensor;
@@ -88,8 +90,9 @@ void AllToAllExchange::OrderByExpert(Stream& stream) {
     next_arrival_[static_cast<std::size_t>(h)] = next;
     for (std::int64_t e = 0; e < local_experts_.size(); ++e) next += batch_rows(h, e);
   }
-  std::int32_t* offsets = buffers_.offsets.data<std::int32_t>();
-  std::int32_t* index = buffers_.index.data<std::int32_t>();
+  const TensorView offsets_on_host = offsets_copy_.For(buffers_.offsets);
+  std::int32_t* offsets = offsets_on_host.data<std::int32_t>();
+  std::int32_t* index = index_copy_.For(buffers_.index).data<std::int32_t>();
   std::int32_t row = 0;
   for (std::int64_t e = 0; e < local_experts_.size(); ++e) {
     offsets[e] = row;
@@ -102,8 +105,11 @@ void AllToAllExchange::OrderByExpert(Stream& stream) {
     }
   }
   offsets[local_experts_.size()] = row;
+  offsets_copy_.Write(buffers_.offsets, stream);
+  offsets_on_host_ = offsets_on_host;
   if (buffers_.incoming.raw() == buffers_.tokens.raw()) return;
-  Run(GatherRows{.out = buffers_.tokens,
+  index_copy_.Write(buffers_.index.Rows(0, row), stream);
+  Run(GatherRows{.out = buffers_.tokens.Rows(0, step_rows_),
                  .x = buffers_.incoming,
                  .index = buffers_.index,
                  .count = Batch().rows},

@@ -17,7 +17,7 @@ class AllToAllExchange final : public HomewardExchange {
   ExpertBatch Dispatch(ConstTensorView x, ConstTensorView topk_ids, Stream& stream) override;
 
  private:
-  void ExchangeCounts(Stream& stream);
+  void ExchangeCounts();
   void SendRows(ConstTensorView home_x, Stream& stream);
   void OrderByExpert(Stream& stream);
 

@@ -26,9 +26,10 @@ using RowVisitor = std::function<void(std::span<const ConstTensorView> rows_of_r
 /// A fixed group of ranks that exchange tensors.
 ///
 /// Every member makes the same calls, in the same order, with agreeing sizes; a member that does
-/// not leaves the others waiting. On a GPU stream a call is enqueued and returns; on the CPU it
-/// returns when done. A failure throws CommunicationError, after which this rank must end the job:
-/// its peers are already inside the collective. No destructor communicates.
+/// not leaves the others waiting. The tensors of a call lie in one place: on the CPU, where it
+/// returns when done, or on the stream's GPU, where it is enqueued. A failure throws
+/// CommunicationError, after which this rank must end the job: its peers are already inside the
+/// collective. No destructor communicates.
 ///
 /// Nothing here adds numbers: sums are taken by the receiver, in the order its contract says.
 class Communicator {
@@ -46,7 +47,8 @@ class Communicator {
 
   /// AllGatherRows for who only reads: calls `visit` with a view of each rank's rows, in rank
   /// order. They may be in `gathered`, which is as large as for AllGatherRows, or lie where their
-  /// ranks have them. `visit` may write to no rank's rows, and does not communicate.
+  /// ranks have them. `visit` may write to no rank's rows, and does not communicate. It is called
+  /// before this returns: of rows on a GPU it enqueues what reads them.
   virtual void VisitRows(TensorView gathered, ConstTensorView mine,
                          std::span<const std::int64_t> rows, const RowVisitor& visit,
                          Stream& stream);
@@ -74,6 +76,13 @@ class Communicator {
 
   /// A group of the ranks that share this host's memory, ordered by rank here. Collective.
   virtual std::unique_ptr<Communicator> SplitByNode() = 0;
+
+  /// Waits until all that was run on the stream is done, as Stream::Synchronize does, but throws
+  /// CommunicationError when a call on it will not end. So does the engine wait for a GPU.
+  virtual void Wait(Stream& stream) { stream.Synchronize(); }
+
+  /// Whether its calls on a GPU's stream can be recorded in a graph. One rank alone only copies.
+  virtual bool capturable() const { return size() == 1; }
 };
 
 }  // namespace jubal

@@ -135,6 +135,7 @@ class LocalCommunicator final : public Communicator {
     std::shared_ptr<LocalGroup> subgroup = group_->offer(first).subgroup;
     group_->Meet();
     group_->offer(rank_).subgroup = nullptr;
+    if (members == 1) return std::move(MakeLocalWorld(1).front());
     return std::make_unique<LocalCommunicator>(std::move(subgroup), position);
   }
 
@@ -159,15 +160,17 @@ class SoleCommunicator final : public Communicator {
   int size() const override { return 1; }
 
   void AllGatherRows(TensorView gathered, ConstTensorView mine, std::span<const std::int64_t> rows,
-                     Stream& /*stream*/) override {
-    const std::int64_t row_bytes = CheckAllGatherRows(*this, gathered, mine, rows);
-    CopyBytes(gathered.raw(), mine.raw(), rows[0] * row_bytes);
+                     Stream& stream) override {
+    const std::int64_t row_bytes =
+        CheckAllGatherRows(*this, gathered, mine, rows, gathered.device());
+    CopyBytes(gathered, mine, rows[0] * row_bytes, stream);
   }
 
   void AllToAllRows(TensorView recv, std::span<const std::int64_t> recv_rows, ConstTensorView send,
-                    std::span<const std::int64_t> send_rows, Stream& /*stream*/) override {
-    const std::int64_t row_bytes = CheckAllToAllRows(*this, recv, recv_rows, send, send_rows);
-    CopyBytes(recv.raw(), send.raw(), recv_rows[0] * row_bytes);
+                    std::span<const std::int64_t> send_rows, Stream& stream) override {
+    const std::int64_t row_bytes =
+        CheckAllToAllRows(*this, recv, recv_rows, send, send_rows, recv.device());
+    CopyBytes(recv, send, recv_rows[0] * row_bytes, stream);
   }
 
   void Broadcast(std::vector<std::byte>& /*message*/, int root) override { CHECK_EQ(root, 0); }

@@ -9,12 +9,14 @@ namespace jubal {
 /// many rows then follows from the routing, which all know: no counts are exchanged.
 class ReplicatedExchange final : public HomewardExchange {
  public:
-  using HomewardExchange::HomewardExchange;
+  ReplicatedExchange(const Mesh& mesh, const ExchangeSizes& sizes, TensorView buffers);
 
   ExpertBatch Dispatch(ConstTensorView x, ConstTensorView topk_ids, Stream& stream) override;
 
  private:
   void CountBatchRows(ConstTensorView all_ids);
+
+  HostInts ids_copy_;
 };
 
 }  // namespace jubal

@@ -4,11 +4,13 @@
 #include <array>
 #include <cmath>
 #include <span>
+#include <utility>
 
 #include "kernels/add.h"
 #include "kernels/check.h"
 #include "kernels/copy.h"
 #include "kernels/embed.h"
+#include "kernels/fill_drawn_tokens.h"
 #include "kernels/gated_experts.h"
 #include "kernels/matmul.h"
 #include "kernels/paged_attention.h"
@@ -25,14 +27,45 @@
 namespace jubal {
 namespace {
 
-ConstTensorView HostVector(const std::vector<std::int32_t>& values) {
-  return {reinterpret_cast<const std::byte*>(values.data()), DType::kI32,
-          Shape{static_cast<std::int64_t>(values.size())}};
+template <class T>
+void UploadVector(TensorView out, const std::vector<T>& values, Stream& stream) {
+  Run(Copy{.out = out,
+           .x = {reinterpret_cast<const std::byte*>(values.data()), DTypeOf<T>(),
+                 Shape{static_cast<std::int64_t>(values.size())}}},
+      stream);
 }
 
-void UploadVector(TensorView out, const std::vector<std::int32_t>& values, Stream& stream) {
-  Run(Copy{.out = out.Rows(0, static_cast<std::int64_t>(values.size())), .x = HostVector(values)},
-      stream);
+/// Writes the values, and the first of them again until there are `count`. `out` is on the host.
+void WriteFilled(TensorView out, const std::vector<std::int32_t>& values, std::int64_t count) {
+  const auto given = static_cast<std::int64_t>(values.size());
+  CHECK(given == count || (given > 0 && given < count));
+  auto* const to = out.Rows(0, count).data<std::int32_t>();
+  std::copy(values.begin(), values.end(), to);
+  std::fill(to + given, to + count, given == 0 ? 0 : values.front());
+}
+
+Stream StreamOn(Gpu* gpu) {
+  if (gpu == nullptr) return Stream();
+  return Stream(*gpu);
+}
+
+Arena ArenaOn(Gpu* gpu, std::int64_t bytes) {
+  return gpu == nullptr ? Arena(bytes) : Arena(*gpu, bytes);
+}
+
+Arena PinnedArena(Gpu* gpu, std::int64_t bytes) {
+  if (bytes == 0) return Arena();
+  std::shared_ptr<std::byte> memory = gpu->AllocatePinned(bytes);
+  std::fill_n(memory.get(), bytes, std::byte{0});
+  return Arena(std::move(memory), bytes);
+}
+
+Weights WeightsOf(const ModelSource& source, const Mesh& mesh, const MemoryPlan& plan, Arena& arena,
+                  Stream& stream, const LoadProgress& progress) {
+  if (plan.weights_mapped) return MapWeights(source, mesh, progress);
+  if (source.packed()) return UploadPack(source, mesh, arena, stream.gpu(), progress);
+  if (source.has_files()) return LoadWeights(source, mesh, arena, stream, progress);
+  return RandomWeights(source, mesh, arena, stream, progress);
 }
 
 /// The local KV head that each of the rank's query heads reads.
@@ -55,40 +88,50 @@ std::vector<float> RopeFrequencies(double theta, std::int64_t head_dim) {
   return frequencies;
 }
 
-/// Rows of slice `slice` of a group's logit rows.
-std::int64_t SliceRows(const GroupStep& group, std::int64_t slice, std::int64_t logit_rows) {
-  const auto wanted = static_cast<std::int64_t>(group.logit_rows.size());
-  return std::clamp<std::int64_t>(wanted - slice * logit_rows, 0, logit_rows);
+/// Rows of graphs: 1, 2, 4, 8, then in steps of 8; and `most`.
+std::vector<std::int64_t> RowsOfGraphs(std::int64_t most) {
+  std::vector<std::int64_t> all;
+  for (std::int64_t rows = 1; rows < most; rows += std::min<std::int64_t>(rows, 8)) {
+    all.push_back(rows);
+  }
+  all.push_back(most);
+  return all;
 }
 
 }  // namespace
 
 Decoder::Decoder(const ModelSource& source, const Mesh& mesh, const ServingOptions& options,
-                 const LoadProgress& progress)
+                 const LoadProgress& progress, Gpu* gpu)
     : model_(source.model()),
       mesh_(mesh),
       memory_(PlanMemory(source, mesh.plan, mesh.seat, options)),
-      weight_arena_(memory_.weights_mapped ? 0 : memory_.weight_bytes),
-      kv_arena_(memory_.kv_bytes),
-      activation_arena_(mesh.node->NewArena(memory_.activation_bytes)),
-      weights_(source.packed()      ? MapWeights(source, mesh, progress)
-               : source.has_files() ? LoadWeights(source, mesh, weight_arena_, progress)
-                                    : RandomWeights(source, mesh, weight_arena_, progress)),
+      weight_arena_(ArenaOn(gpu, memory_.weights_mapped ? 0 : memory_.weight_bytes)),
+      kv_arena_(ArenaOn(gpu, memory_.kv_bytes)),
+      activation_arena_(gpu == nullptr ? mesh.node->NewArena(memory_.activation_bytes)
+                                       : Arena(*gpu, memory_.activation_bytes)),
+      pinned_arena_(PinnedArena(gpu, memory_.pinned_bytes)),
+      stream_(StreamOn(gpu)),
+      weights_(WeightsOf(source, mesh, memory_, weight_arena_, stream_, progress)),
       kv_(TakeKvLayers(model_, mesh.plan, mesh.seat, options, kv_arena_)),
       a_(TakeActivations(source, mesh.plan, mesh.seat, options, activation_arena_)),
-      exchange_(MakeExpertExchange(mesh, ExchangeSizesOf(model_, memory_.limits), a_.exchange)) {
+      exchange_(MakeExpertExchange(mesh, ExchangeSizesOf(model_, memory_.limits, options.device),
+                                   a_.exchange)) {
+  CHECK(options.device == stream_.device());
+  if (gpu != nullptr) {
+    pinned_ = TakePinned(source, mesh.plan, mesh.seat, options, pinned_arena_);
+    for (std::unique_ptr<Stream>& upload : uploads_) upload = std::make_unique<Stream>(*gpu);
+    records_graphs_ =
+        mesh.world->capturable() && mesh.tensor->capturable() && mesh.data->capturable();
+  }
   CHECK_EQ(weight_arena_.bytes_left(), 0);
   CHECK_EQ(kv_arena_.bytes_left(), 0);
   CHECK_EQ(activation_arena_.bytes_left(), 0);
+  CHECK_EQ(pinned_arena_.bytes_left(), 0);
   UploadVector(a_.kv_heads,
                LocalKvHeads(model_, OwnedHeads(model_, mesh.seat.tensor, mesh.plan.tensor),
                             OwnedKvHeads(model_, mesh.seat.tensor, mesh.plan.tensor)),
                stream_);
-  const std::vector<float> frequencies = RopeFrequencies(model_.rope_theta, model_.head_dim);
-  Run(Copy{.out = a_.frequencies,
-           .x = {reinterpret_cast<const std::byte*>(frequencies.data()), DType::kF32,
-                 a_.frequencies.shape()}},
-      stream_);
+  UploadVector(a_.frequencies, RopeFrequencies(model_.rope_theta, model_.head_dim), stream_);
 }
 
 ConstTensorView Decoder::weight_memory() const {
@@ -101,30 +144,162 @@ ConstTensorView Decoder::weight_memory() const {
 }
 
 void Decoder::Forward(const StepPlan& plan, const LogitsSink& sink) {
-  std::vector<std::int64_t> tokens_of_group;
-  for (const GroupStep& group : plan.groups) tokens_of_group.push_back(group.num_tokens());
-  CHECK_EQ(tokens_of_group.size(), static_cast<std::size_t>(mesh_.plan.data));
-  exchange_->BeginStep(tokens_of_group);
-  UploadInputs(plan.groups[static_cast<std::size_t>(mesh_.seat.data)]);
+  CHECK_EQ(plan.groups.size(), static_cast<std::size_t>(mesh_.plan.data));
+  std::optional<Rows> of_graph = GraphRowsOf(plan);
+  if (of_graph) {
+    exchange_->BeginStep(of_graph->tokens);
+    if (!exchange_->capturable()) of_graph.reset();
+  }
+  rows_ = of_graph ? *of_graph : RowsOf(plan);
+  if (!of_graph) exchange_->BeginStep(rows_.tokens);
+  const auto mine = static_cast<std::size_t>(mesh_.seat.data);
+  UploadInputs(plan.groups[mine], rows_.tokens[mine], rows_.logits[mine]);
+  const std::vector<TokenId>& tokens = plan.groups[mine].tokens;
+  if (std::any_of(tokens.begin(), tokens.end(), IsPending)) {
+    Run(FillDrawnTokens{.token_ids = a_.inputs.token_ids.Rows(0, tokens_), .drawn = Drawn()},
+        stream_);
+  }
 
-  EmbedTokens();  // → hidden
-  for (std::int64_t layer = 0; layer < model_.layers; ++layer) Layer(layer);
-  Logits(plan, sink);
+  if (of_graph) {
+    RunGraph();
+    HandOver(plan, /*slice=*/0, sink);
+  } else {
+    Layers();
+    // In slices, so that no buffer grows with the number of rows that are scored.
+    const std::int64_t most = *std::max_element(rows_.logits.begin(), rows_.logits.end());
+    for (std::int64_t slice = 0; slice * memory_.limits.logit_rows < most; ++slice) {
+      Logits(slice);
+      GatherLogits(slice);
+      HandOver(plan, slice, sink);
+    }
+  }
+  if (routing_observer_) ReportRouting(plan.groups[mine].num_tokens());
 }
 
-void Decoder::UploadInputs(const GroupStep& step) {
-  tokens_ = step.num_tokens();
-  CHECK_LE(tokens_, memory_.limits.max_tokens);
-  UploadVector(a_.token_ids, step.tokens, stream_);
-  UploadVector(a_.positions, step.positions, stream_);
-  UploadVector(a_.sequences, step.sequences, stream_);
-  UploadVector(a_.page_table, step.page_table, stream_);
-  const auto entries = static_cast<std::int64_t>(step.page_table.size());
-  const std::int64_t max_pages = std::max<std::int64_t>(step.max_pages, 1);
+// The leader has drawn them, and any rank may go on with them.
+void Decoder::ShareDrawn(std::int64_t count) {
+  const int world = mesh_.world->size();
+  if (count == 0 || world == 1) return;
+  const auto as_rows = [](TensorView v) { return v.Reshaped(Shape{v.size(0), 1}); };
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(world), 0);
+  rows[0] = count;
+  const TensorView mine =
+      mesh_.leader() ? a_.results.Rows(0, 1).Reshaped(Shape{a_.results.size(1)}) : a_.drawn;
+  mesh_.world->AllGatherRows(as_rows(a_.drawn), as_rows(mine), rows, stream_);
+}
+
+ConstTensorView Decoder::Drawn() const {
+  if (mesh_.world->size() > 1) return a_.drawn;
+  return a_.results.Rows(0, 1).Reshaped(Shape{a_.results.size(1)});
+}
+
+Decoder::Rows Decoder::RowsOf(const StepPlan& plan) const {
+  Rows rows;
+  for (const GroupStep& group : plan.groups) {
+    rows.tokens.push_back(group.num_tokens());
+    rows.logits.push_back(static_cast<std::int64_t>(group.logit_rows.size()));
+  }
+  return rows;
+}
+
+std::vector<std::int64_t> Decoder::GraphRows() const {
+  if (!records_graphs_) return {};
+  return RowsOfGraphs(memory_.limits.max_sequences);
+}
+
+std::optional<Decoder::Rows> Decoder::GraphRowsOf(const StepPlan& plan) const {
+  Rows rows = RowsOf(plan);
+  const std::int64_t most = *std::max_element(rows.tokens.begin(), rows.tokens.end());
+  if (!records_graphs_ || rows.tokens != rows.logits || most == 0 ||
+      most > memory_.limits.max_sequences) {
+    return std::nullopt;
+  }
+  const std::vector<std::int64_t> kinds = GraphRows();
+  const std::int64_t filled = *std::lower_bound(kinds.begin(), kinds.end(), most);
+  for (std::int64_t& tokens : rows.tokens) {
+    if (tokens > 0) tokens = filled;
+  }
+  rows.logits = rows.tokens;
+  return rows;
+}
+
+void Decoder::RunGraph() {
+  const auto [graph, is_new] = graphs_.try_emplace(rows_.tokens);
+  if (!is_new) {
+    stream_.queue().Launch(*graph->second);
+    return;
+  }
+  // Not recorded at once: what kernels and communicators do at their first use cannot be.
+  Compute();
+  stream_.queue().BeginCapture();
+  Compute();
+  graph->second = stream_.queue().EndCapture();
+}
+
+void Decoder::Compute() {
+  Layers();
+  Logits(/*slice=*/0);
+  GatherLogits(/*slice=*/0);
+}
+
+void Decoder::UploadInputs(const GroupStep& step, std::int64_t tokens, std::int64_t logit_rows) {
+  const StepLimits& limits = memory_.limits;
+  const bool on_gpu = stream_.device() == Device::kCuda;
+  CHECK_LE(tokens, limits.max_tokens);
+  Stream* upload = nullptr;
+  if (on_gpu) {
+    next_upload_ = (next_upload_ + 1) % uploads_.size();
+    upload = uploads_[next_upload_].get();
+    mesh_.world->Wait(*upload);
+  }
+  const StepInputs& to = on_gpu ? pinned_[next_upload_].inputs : a_.inputs;
+  WriteFilled(to.token_ids, step.tokens, tokens);
+  WriteFilled(to.positions, step.positions, tokens);
+  WriteFilled(to.sequences, step.sequences, tokens);
+  WriteFilled(to.logit_index, step.logit_rows, logit_rows);
+  for (std::int64_t slice = 0; slice < to.logit_counts.size(0); ++slice) {
+    to.logit_counts.data<std::int32_t>()[slice] =
+        static_cast<std::int32_t>(SliceRows(logit_rows, slice));
+  }
+  // Graphs have one table for all: of the most rows and columns.
+  const std::int64_t given = std::max<std::int64_t>(step.max_pages, 1);
+  const std::int64_t sequences = static_cast<std::int64_t>(step.page_table.size()) / given;
+  const std::int64_t columns = on_gpu ? limits.max_pages : given;
+  CHECK_LE(given, columns);
+  const std::int64_t entries = sequences * columns;
+  auto* const table = to.page_table.Rows(0, entries).data<std::int32_t>();
+  for (std::int64_t s = 0; s < sequences; ++s) {
+    std::copy_n(step.page_table.begin() + s * given, given, table + s * columns);
+  }
+
+  tokens_ = tokens;
   places_ = {
-      .positions = a_.positions.Rows(0, tokens_),
-      .sequences = a_.sequences.Rows(0, tokens_),
-      .page_table = a_.page_table.Rows(0, entries).Reshaped(Shape{entries / max_pages, max_pages})};
+      .positions = a_.inputs.positions.Rows(0, tokens),
+      .sequences = a_.inputs.sequences.Rows(0, tokens),
+      .page_table = a_.inputs.page_table.Rows(0, entries).Reshaped(Shape{sequences, columns})};
+  if (on_gpu) {
+    places_.page_table = a_.inputs.page_table.Reshaped(Shape{limits.max_sequences, columns});
+    const std::int64_t used = to.all.size(0) - to.page_table.size(0) + entries;
+    Run(Copy{.out = a_.inputs.all.Rows(0, used), .x = to.all.Rows(0, used)}, stream_);
+    upload->queue().WaitFor(stream_.queue());
+  }
+}
+
+void Decoder::StoreKeysAndValues(std::int64_t layer, const GroupStep& rows, ConstTensorView keys,
+                                 ConstTensorView values) {
+  UploadInputs(rows, rows.num_tokens(), /*logit_rows=*/0);
+  Run(Copy{.out = Tokens(a_.key), .x = keys}, stream_);
+  Run(Copy{.out = Tokens(a_.value), .x = values}, stream_);
+  Run(StoreKv{.pages = kv_[static_cast<std::size_t>(layer)],
+              .k = Tokens(a_.key),
+              .v = Tokens(a_.value),
+              .places = places_},
+      stream_);
+}
+
+void Decoder::Layers() {
+  EmbedTokens();  // → hidden
+  for (std::int64_t layer = 0; layer < model_.layers; ++layer) Layer(layer);
 }
 
 // Each rank looks up the rows it holds; the others bring zeros, so the sum is exact.
@@ -133,7 +308,7 @@ void Decoder::EmbedTokens() {
   const TensorView partials = a_.attention_partials.Rows(0, subtrees * tokens_);
   Run(Zero{.out = partials}, stream_);
   Run(Embed{.out = partials.Rows(0, tokens_),
-            .token_ids = a_.token_ids.Rows(0, tokens_),
+            .token_ids = a_.inputs.token_ids.Rows(0, tokens_),
             .table = weights_.embedding,
             .multiplier = model_.embedding_multiplier},
       stream_);
@@ -193,7 +368,8 @@ void Decoder::Attention(const LayerWeights& w, const KvLayer& pages) {
                      .places = places_,
                      .kv_heads = a_.kv_heads,
                      .scale = model_.attention_scale,
-                     .soft_cap = model_.attention_soft_cap},
+                     .soft_cap = model_.attention_soft_cap,
+                     .workspace = a_.attention_workspace},
       stream_);
 
   // A chunk may begin inside a head: of the heads computed, only the chunks' own columns count.
@@ -216,7 +392,7 @@ void Decoder::Attention(const LayerWeights& w, const KvLayer& pages) {
 void Decoder::Experts(std::int64_t layer, const LayerWeights& w) {
   const TensorView normed = Tokens(a_.normed);
   const TensorView logits = Tokens(a_.router_logits);
-  const TensorView topk_ids = Tokens(a_.topk_ids);
+  const TensorView topk_ids = a_.topk_ids.Rows(layer * memory_.limits.max_tokens, tokens_);
   const TensorView topk_weights = Tokens(a_.topk_weights);
   const TensorView workspace = a_.matmul_workspace;
 
@@ -226,7 +402,6 @@ void Decoder::Experts(std::int64_t layer, const LayerWeights& w) {
                 .logits = logits,
                 .renormalize = model_.renormalize_router},
       stream_);
-  if (routing_observer_) routing_observer_(layer, topk_ids);
 
   const ExpertBatch batch = exchange_->Dispatch(normed, topk_ids, stream_);  // tokens to experts
   Run(GatedExperts{.out = batch.partials,
@@ -236,95 +411,109 @@ void Decoder::Experts(std::int64_t layer, const LayerWeights& w) {
                    .up = w.expert_up,
                    .down = w.expert_down,
                    .activation = model_.activation,
-                   .hidden = a_.expert_hidden,
+                   .hidden = a_.expert_hidden.Rows(0, batch.tokens.size(0)),
                    .workspace = workspace},
       stream_);
   exchange_->Combine(Tokens(a_.block_out), topk_ids, topk_weights, stream_);  // results come home
 }
 
-// In slices, so that no buffer grows with the number of rows that are scored.
-void Decoder::Logits(const StepPlan& plan, const LogitsSink& sink) {
-  const GroupStep& mine = plan.groups[static_cast<std::size_t>(mesh_.seat.data)];
+void Decoder::Logits(std::int64_t slice) {
   const std::int64_t slice_rows = memory_.limits.logit_rows;
-  std::int64_t most = 0;
-  for (const GroupStep& group : plan.groups) {
-    most = std::max(most, static_cast<std::int64_t>(group.logit_rows.size()));
-  }
-  for (std::int64_t slice = 0; slice * slice_rows < most; ++slice) {
-    const std::int64_t rows = SliceRows(mine, slice, slice_rows);
-    if (rows > 0) {
-      const auto first = mine.logit_rows.begin() + slice * slice_rows;
-      UploadVector(a_.logit_index, {first, first + rows}, stream_);
-      UploadVector(a_.logit_count, {static_cast<std::int32_t>(rows)}, stream_);
-      const TensorView hidden = a_.logit_hidden.Rows(0, rows);
-      Run(GatherRows{.out = hidden,
-                     .x = Tokens(a_.hidden),
-                     .index = a_.logit_index.Rows(0, rows),
-                     .count = a_.logit_count},
-          stream_);
-      Run(RmsNorm{.out = hidden,
-                  .x = hidden,
-                  .scale = weights_.final_norm,
-                  .epsilon = model_.norm_epsilon},
-          stream_);
-      const std::int64_t own = weights_.output.layout.columns.size();
-      Run(Matmul{.out = a_.logit_shard.Rows(0, rows * own).Reshaped(Shape{rows, own}),
-                 .x = hidden,
-                 .weight = weights_.output,
-                 .multiplier = model_.logit_multiplier,
-                 .workspace = a_.matmul_workspace},
-          stream_);
-    }
-    GatherLogits(plan, slice, rows, sink);
-  }
+  const std::int64_t rows =
+      SliceRows(rows_.logits[static_cast<std::size_t>(mesh_.seat.data)], slice);
+  if (rows == 0) return;
+  const TensorView hidden = a_.logit_hidden.Rows(0, rows);
+  Run(GatherRows{.out = hidden,
+                 .x = Tokens(a_.hidden),
+                 .index = a_.inputs.logit_index.Rows(slice * slice_rows, rows),
+                 .count = a_.inputs.logit_counts.Rows(slice, 1)},
+      stream_);
+  Run(
+      RmsNorm{
+          .out = hidden, .x = hidden, .scale = weights_.final_norm, .epsilon = model_.norm_epsilon},
+      stream_);
+  const std::int64_t own = weights_.output.layout.columns.size();
+  Run(Matmul{.out = a_.logit_shard.Rows(0, rows * own).Reshaped(Shape{rows, own}),
+             .x = hidden,
+             .weight = weights_.output,
+             .multiplier = model_.logit_multiplier,
+             .workspace = a_.matmul_workspace},
+      stream_);
 }
 
 // Every rank sends its columns of the vocabulary to the leader, which puts them side by side.
-void Decoder::GatherLogits(const StepPlan& plan, std::int64_t slice, std::int64_t rows,
-                           const LogitsSink& sink) {
+void Decoder::GatherLogits(std::int64_t slice) {
   const int world = mesh_.world->size();
-  const std::int64_t slice_rows = memory_.limits.logit_rows;
+  if (world == 1) return;  // logit_shard has them all
   const MatrixLayout& own = weights_.output.layout;
-  if (world == 1) {
-    sink(slice * slice_rows, a_.logit_shard.Rows(0, rows * own.n).Reshaped(Shape{rows, own.n}));
-    return;
-  }
-
+  const auto rows_of_group = [&](int group) {
+    return SliceRows(rows_.logits[static_cast<std::size_t>(group)], slice);
+  };
   std::vector<std::int64_t> send(static_cast<std::size_t>(world), 0);
   std::vector<std::int64_t> receive(static_cast<std::size_t>(world), 0);
   std::vector<Range> columns;
-  send[0] = rows * own.columns.size();
+  send[0] = rows_of_group(mesh_.seat.data) * own.columns.size();
   if (mesh_.leader()) {
     for (int rank = 0; rank < world; ++rank) {
       const Seat seat = SeatOf(mesh_.plan, rank);
       columns.push_back(OwnedVocabulary(own.n, seat.tensor, mesh_.plan.tensor));
-      receive[static_cast<std::size_t>(rank)] =
-          SliceRows(plan.groups[static_cast<std::size_t>(seat.data)], slice, slice_rows) *
-          columns.back().size();
+      receive[static_cast<std::size_t>(rank)] = rows_of_group(seat.data) * columns.back().size();
     }
   }
-  const TensorView none(a_.logit_count.raw(), DType::kF32, Shape{0, 1});
+  const TensorView none(a_.logit_shard.raw(), DType::kF32, Shape{0, 1}, stream_.device());
   const auto as_rows = [](TensorView v) { return v.Reshaped(Shape{v.size(0), 1}); };
   mesh_.world->AllToAllRows(mesh_.leader() ? as_rows(a_.logit_arrivals) : none, receive,
                             as_rows(a_.logit_shard), send, stream_);
   if (!mesh_.leader()) return;
 
   std::int64_t arrived = 0;
+  for (int rank = 0; rank < world; ++rank) {
+    const int group = rank / mesh_.plan.tensor;
+    const std::int64_t rows = rows_of_group(group);
+    const Range part = columns[static_cast<std::size_t>(rank)];
+    if (rows == 0 || part.empty()) continue;
+    Run(Copy{.out = a_.logits.Rows(group * memory_.limits.logit_rows, rows)
+                        .Columns(part.begin, part.size()),
+             .x = a_.logit_arrivals.Rows(arrived, rows * part.size())
+                      .Reshaped(Shape{rows, part.size()})},
+        stream_);
+    arrived += rows * part.size();
+  }
+}
+
+void Decoder::HandOver(const StepPlan& plan, std::int64_t slice, const LogitsSink& sink) {
+  if (!mesh_.leader()) return;
+  const std::int64_t slice_rows = memory_.limits.logit_rows;
   std::int64_t first = slice * slice_rows;
-  for (int group = 0; group < mesh_.plan.data; ++group) {
-    const GroupStep& step = plan.groups[static_cast<std::size_t>(group)];
-    const std::int64_t group_rows = SliceRows(step, slice, slice_rows);
-    for (int rank = group * mesh_.plan.tensor; rank < (group + 1) * mesh_.plan.tensor; ++rank) {
-      const Range part = columns[static_cast<std::size_t>(rank)];
-      if (group_rows == 0 || part.empty()) continue;
-      Run(Copy{.out = a_.logits.Rows(0, group_rows).Columns(part.begin, part.size()),
-               .x = a_.logit_arrivals.Rows(arrived, group_rows * part.size())
-                        .Reshaped(Shape{group_rows, part.size()})},
-          stream_);
-      arrived += group_rows * part.size();
+  for (std::size_t group = 0; group < plan.groups.size(); ++group) {
+    const auto wanted = static_cast<std::int64_t>(plan.groups[group].logit_rows.size());
+    const std::int64_t rows = SliceRows(wanted, slice);
+    if (rows > 0 && mesh_.world->size() == 1) {
+      const std::int64_t n = model_.vocabulary;
+      sink(first, a_.logit_shard.Rows(0, rows * n).Reshaped(Shape{rows, n}));
+    } else if (rows > 0) {
+      sink(first, a_.logits.Rows(static_cast<std::int64_t>(group) * slice_rows, rows));
     }
-    if (group_rows > 0) sink(first, a_.logits.Rows(0, group_rows));
-    first += static_cast<std::int64_t>(step.logit_rows.size());
+    first += wanted;
+  }
+}
+
+/// Rows of slice `slice` of so many.
+std::int64_t Decoder::SliceRows(std::int64_t logit_rows, std::int64_t slice) const {
+  const std::int64_t most = memory_.limits.logit_rows;
+  return std::clamp<std::int64_t>(logit_rows - slice * most, 0, most);
+}
+
+void Decoder::ReportRouting(std::int64_t tokens) {
+  const std::int64_t entries = tokens * model_.top_k;
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(model_.layers * entries));
+  const TensorView host(reinterpret_cast<std::byte*>(ids.data()), DType::kI32,
+                        Shape{model_.layers, entries});
+  const Shape of_layers{model_.layers, memory_.limits.max_tokens * model_.top_k};
+  Run(Copy{.out = host, .x = a_.topk_ids.Reshaped(of_layers).Columns(0, entries)}, stream_);
+  Wait();
+  for (std::int64_t layer = 0; layer < model_.layers; ++layer) {
+    routing_observer_(layer, host.Rows(layer, 1).Reshaped(Shape{tokens, model_.top_k}));
   }
 }
 

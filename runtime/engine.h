@@ -13,6 +13,8 @@
 
 namespace jubal {
 
+class LogitReader;
+
 /// Generates text on one rank of many. Every rank constructs an Engine and calls WarmUp(), then
 /// Run(), on one thread.
 ///
@@ -24,8 +26,8 @@ class Engine {
   /// `decoder` must outlive the engine.
   Engine(Decoder& decoder, const ServingOptions& options);
 
-  /// One step on all ranks, so that every page of code and every connection has been used once.
-  /// Collective.
+  /// A step of every kind on all ranks, so that every page of code and every connection has been
+  /// used once, and a GPU's graphs are recorded. Collective.
   void WarmUp();
 
   /// Serves until stopped, then returns on every rank. Throws CommunicationError, or UserError when
@@ -62,8 +64,12 @@ class Engine {
 
   void Lead();
   void Follow();
-  bool TakeMessages();  // false when it is time to stop
-  void Execute(const StepPlan& plan, const LogitsSink& sink);
+  /// Sleeps while there is nothing to do, unless a step is in flight. False when it is time to
+  /// stop.
+  bool TakeMessages(bool in_flight);
+  /// `previous_logit_rows`: of the step before, whose draws the plan may refer to.
+  void Execute(const StepPlan& plan, std::int64_t previous_logit_rows, const LogitsSink& sink);
+  void Complete(const Step& step, LogitReader& reader);
   void Deliver(const GenerationEvent& event);
 
   Decoder& decoder_;

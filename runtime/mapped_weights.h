@@ -1,6 +1,8 @@
 #ifndef JUBAL_RUNTIME_MAPPED_WEIGHTS_H_
 #define JUBAL_RUNTIME_MAPPED_WEIGHTS_H_
 
+#include "kernels/arena.h"
+#include "kernels/gpu.h"
 #include "parallel/mesh.h"
 #include "runtime/model.h"
 #include "runtime/model_source.h"
@@ -13,6 +15,12 @@ namespace jubal {
 /// has been read with several threads per node, each rank its own part. Collective over the node.
 /// Throws UserError (kIoError) when the file cannot be read.
 Weights MapWeights(const ModelSource& source, const Mesh& mesh, const LoadProgress& progress);
+
+/// Copies this rank's share of every weight from a packed model's file to a GPU, into `arena`
+/// (PlanMemory's weight_bytes), through two pieces of at most kUploadBytes of pinned memory.
+/// Collective over the node. Throws UserError (kIoError) when the file cannot be read.
+Weights UploadPack(const ModelSource& source, const Mesh& mesh, Arena& arena, Gpu& gpu,
+                   const LoadProgress& progress);
 
 }  // namespace jubal
 

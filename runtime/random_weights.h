@@ -2,6 +2,7 @@
 #define JUBAL_RUNTIME_RANDOM_WEIGHTS_H_
 
 #include "kernels/arena.h"
+#include "kernels/stream.h"
 #include "parallel/mesh.h"
 #include "runtime/model.h"
 #include "runtime/model_source.h"
@@ -9,11 +10,10 @@
 
 namespace jubal {
 
-/// Fills this rank's share of every weight with random numbers, packed, in place of LoadWeights for
-/// a model without files. Products of a matrix with inputs of variance 1 have variance 1; norms are
-/// constant. A weight depends on its place in the whole model alone, so that every plan has the
-/// same model. Padding is random, too: no product takes it into account.
-Weights RandomWeights(const ModelSource& source, const Mesh& mesh, Arena& arena,
+/// Fills this rank's share of every weight with random numbers (FillRandom), packed, in place of
+/// LoadWeights for a model without files; norms are constant. A weight depends on its place in the
+/// whole model alone, so that every plan has the same model. `arena` lies where `stream` computes.
+Weights RandomWeights(const ModelSource& source, const Mesh& mesh, Arena& arena, Stream& stream,
                       const LoadProgress& progress);
 
 }  // namespace jubal

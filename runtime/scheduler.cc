@@ -50,10 +50,12 @@ struct Scheduler::Request {
 
   std::vector<TokenId> tokens;  // the prompt, then what was generated
   std::int64_t prompt_size = 0;
-  std::int64_t scored = 0;             // prompt tokens whose logprob has arrived, ever
+  std::int64_t scored = 0;             // prompt tokens whose logprob was asked for, ever
   std::vector<float> prompt_logprobs;  // those not delivered yet
   TokenTally seen;                     // empty unless a penalty reads it
   TokenTally produced;                 // likewise
+  std::int64_t draws_in_flight = 0;    // tokens that steps in flight will add
+  std::int64_t last_draw = 0;          // the entry of its step's uses that drew last
 
   // While running:
   Group* group = nullptr;
@@ -75,12 +77,26 @@ struct Scheduler::Request {
 
   std::int64_t size() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t held() const { return static_cast<std::int64_t>(pages.size()); }
-  std::int64_t remaining() const { return size() - computed; }
+  std::int64_t length() const { return size() + draws_in_flight; }
+
+  /// Tokens to compute, known or pending; not the last that may be drawn, which nothing follows.
+  std::int64_t remaining() const {
+    return std::min(length(), prompt_size + std::max<std::int64_t>(max_tokens - 1, 0)) - computed;
+  }
 
   /// Pages it should find on a group: for the tokens it has and one to grow into, but no more than
   /// it can ever fill.
   std::int64_t wanted() const {
-    return std::min(PagesFor(size()) + 1, PagesFor(prompt_size + max_tokens));
+    return std::min(PagesFor(length()) + 1, PagesFor(prompt_size + max_tokens));
+  }
+
+  bool has_penalties() const {
+    return sampling.repetition_penalty != 1.0f || sampling.presence_penalty != 0.0f ||
+           sampling.frequency_penalty != 0.0f;
+  }
+
+  TokenId TokenAt(std::int64_t position) const {
+    return position < size() ? tokens[static_cast<std::size_t>(position)] : PendingToken(last_draw);
   }
 
   void Tally(TokenId token, bool is_output) {
@@ -98,16 +114,16 @@ struct Scheduler::Request {
             .frequency_penalty = sampling.frequency_penalty,
             .repetition_penalty = sampling.repetition_penalty,
             .seed = sampling.seed,
-            .position = static_cast<std::uint64_t>(size()),
+            .position = static_cast<std::uint64_t>(length()),
             .seen = seen.tokens(),
             .produced = produced.tokens(),
             .produced_counts = produced.counts()};
   }
 
   /// What the leader wants of the row at this position, if anything: a draw from the last row, and
-  /// a score from each row before the prompt's last that has not given it before a preemption.
+  /// a score from each row before the prompt's last that was not asked for it before a preemption.
   std::optional<LogitUse> UseOf(std::int64_t position) const {
-    if (position == size() - 1 && max_tokens > 0) {
+    if (position == length() - 1 && max_tokens > 0) {
       return LogitUse{.request = id, .sample = true, .row = Row(), .target = std::nullopt};
     }
     if (scores_prompt && position >= scored && position < prompt_size - 1) {
@@ -152,15 +168,21 @@ struct Scheduler::Group {
     rows.max_pages = static_cast<std::int32_t>(max_pages);
     rows.page_table.assign(present.size() * max_pages, 0);
     for (std::size_t sequence = 0; sequence < present.size(); ++sequence) {
-      const Request& request = *present[sequence];
+      Request& request = *present[sequence];
       std::ranges::copy(request.pages, rows.page_table.begin() +
                                            static_cast<std::ptrdiff_t>(sequence * max_pages));
       for (std::int64_t i = request.computed; i < request.computed + request.piece; ++i) {
+        rows.tokens.push_back(request.TokenAt(i));
         if (std::optional<LogitUse> use = request.UseOf(i)) {
-          rows.logit_rows.push_back(rows.num_tokens());
+          if (use->sample) {
+            request.last_draw = static_cast<std::int64_t>(uses.size());
+            ++request.draws_in_flight;
+          } else {
+            ++request.scored;
+          }
+          rows.logit_rows.push_back(rows.num_tokens() - 1);
           uses.push_back(*use);
         }
-        rows.tokens.push_back(request.tokens[static_cast<std::size_t>(i)]);
         rows.positions.push_back(static_cast<std::int32_t>(i));
         rows.sequences.push_back(static_cast<std::int32_t>(sequence));
       }
@@ -220,18 +242,51 @@ void Scheduler::Cancel(RequestId id) {
 }
 
 Step Scheduler::PlanStep() {
-  CHECK(!in_flight_);
-  for (Group& group : groups_) PlanRunning(group);
-  Admit();
-
+  CHECK_LT(in_flight_.size(), kMaxStepsInFlight);
   Step step;
   step.plan.groups.resize(groups_.size());
+  if (NeedsDrawsInFlight()) return step;
+  for (Group& group : groups_) {
+    DropComputed(group);
+    PlanRunning(group);
+  }
+  Admit();
+
   for (std::size_t i = 0; i < groups_.size(); ++i) {
     groups_[i].WriteRows(step.plan.groups[i], step.uses);
   }
-  in_flight_ = !step.empty();
-  CHECK_EQ(in_flight_, !idle());  // every step makes progress
+  if (in_flight_.empty()) CHECK_EQ(step.empty(), idle());  // every step makes progress
+  if (step.empty()) return step;
+
+  step.number = ++planned_;
+  InFlight& in_flight = in_flight_.emplace_back();
+  in_flight.number = step.number;
+  for (const Group& group : groups_) {
+    for (const auto& [arrival, request] : group.running) {
+      if (request->max_tokens == 0 && request->remaining() == 0) {
+        in_flight.scored.push_back(request->id);
+      }
+    }
+  }
   return step;
+}
+
+/// Whether a request must know the token that a step in flight draws before it draws the next.
+bool Scheduler::NeedsDrawsInFlight() const {
+  return std::ranges::any_of(groups_, [](const Group& group) {
+    return std::ranges::any_of(group.running, [](const auto& entry) {
+      const Request& request = *entry.second;
+      return request.draws_in_flight > 0 && request.has_penalties() && request.remaining() > 0;
+    });
+  });
+}
+
+/// Takes those off the group whose last row is in flight.
+void Scheduler::DropComputed(Group& group) {
+  for (auto next = group.running.begin(); next != group.running.end();) {
+    Request& request = *(next++)->second;
+    if (request.remaining() == 0) DropPages(request);
+  }
 }
 
 /// Gives the running requests of the group their rows and pages.
@@ -302,7 +357,8 @@ bool Scheduler::TakePages(Group& group, Request& request) {
   return true;
 }
 
-/// Takes a running request off its group.
+/// Takes a running request off its group. Steps in flight may still use its pages: those that get
+/// the pages next come after them on every device.
 void Scheduler::DropPages(Request& request) {
   request.group->pages.Free(request.pages);
   request.group->running.erase(request.arrival);
@@ -326,23 +382,24 @@ void Scheduler::Forget(Request& request) {
     waiting_.erase(request.arrival);
   }
   const auto found = requests_.find(request.id);
-  if (in_flight_) ended_in_flight_.push_back(std::move(found->second));
+  if (!in_flight_.empty()) in_flight_.back().ended.push_back(std::move(found->second));
   requests_.erase(found);
 }
 
 std::vector<GenerationEvent> Scheduler::CompleteStep(const Step& step,
                                                      std::span<const LogitResult> results) {
-  CHECK_EQ(in_flight_, !step.empty());
   CHECK_EQ(results.size(), step.uses.size());
+  if (step.empty()) return {};
+  CHECK(!in_flight_.empty());
+  CHECK_EQ(step.number, in_flight_.front().number);
   std::vector<GenerationEvent> events;
   for (std::size_t i = 0; i < results.size(); ++i) {
     const LogitUse& use = step.uses[i];
     const auto found = requests_.find(use.request);
-    if (found == requests_.end()) continue;  // cancelled
+    if (found == requests_.end()) continue;  // ended
     Request& request = *found->second;
     if (use.target.has_value()) {
       request.prompt_logprobs.push_back(results[i].target_logprob);
-      ++request.scored;
     }
     if (use.sample) {
       events.push_back(Accept(request, results[i]));
@@ -350,21 +407,18 @@ std::vector<GenerationEvent> Scheduler::CompleteStep(const Step& step,
     }
   }
 
-  // Requests that only score end without a draw.
-  for (Group& group : groups_) {
-    for (auto next = group.running.begin(); next != group.running.end();) {
-      Request& request = *(next++)->second;
-      if (request.max_tokens > 0 || request.remaining() > 0) continue;
-      events.push_back({.id = request.id,
-                        .prompt_logprobs = std::move(request.prompt_logprobs),
-                        .token = std::nullopt,
-                        .logprob = 0.0f,
-                        .finish = FinishReason::kLength});
-      Forget(request);
-    }
+  for (const RequestId id : in_flight_.front().scored) {
+    const auto found = requests_.find(id);
+    if (found == requests_.end()) continue;  // cancelled
+    Request& request = *found->second;
+    events.push_back({.id = id,
+                      .prompt_logprobs = std::move(request.prompt_logprobs),
+                      .token = std::nullopt,
+                      .logprob = 0.0f,
+                      .finish = FinishReason::kLength});
+    Forget(request);
   }
-  in_flight_ = false;
-  ended_in_flight_.clear();
+  in_flight_.pop_front();
   return events;
 }
 
@@ -373,6 +427,7 @@ GenerationEvent Scheduler::Accept(Request& request, const LogitResult& result) {
   CHECK_GE(result.token, 0);
   CHECK_LT(result.token, limits_.request.vocabulary);
   request.tokens.push_back(result.token);
+  --request.draws_in_flight;
   request.Tally(result.token, /*is_output=*/true);
   GenerationEvent event{.id = request.id,
                         .prompt_logprobs = std::exchange(request.prompt_logprobs, {}),

@@ -1,7 +1,9 @@
 #ifndef JUBAL_RUNTIME_SCHEDULER_H_
 #define JUBAL_RUNTIME_SCHEDULER_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -34,6 +36,7 @@ struct LogitUse {
 
 /// One planned step: what all ranks execute, and what the leader does with the logits.
 struct Step {
+  std::uint64_t number = 0;  // of those that are not empty, from 1; 0 when empty
   StepPlan plan;
   std::vector<LogitUse> uses;  // for each group in turn, one per entry of its logit_rows
 
@@ -54,8 +57,20 @@ struct LogitResult {
 /// When the pages of a group run out, its youngest request goes back to the waiting ones, before
 /// all that have not run yet: it keeps its tokens but loses its KV pages. Its state is recomputed
 /// later, to the same bits.
+///
+/// Looking ahead: while a step is in flight (planned, not completed) the next one may be planned,
+/// so that the host's work hides behind the device's. A request that draws in the step in flight
+/// goes on in the next with a pending token (PendingToken), or gives up its place and its pages if
+/// max_tokens makes that draw its last. Should the token turn out to end it, its row in the next
+/// step was computed for nothing, and that result is skipped. Tokens and log probabilities are
+/// those of a scheduler that does not look ahead.
+///
+/// Pages are free as soon as no further step needs them, though steps in flight may still read and
+/// write them: devices must execute steps in the order in which they were planned.
 class Scheduler {
  public:
+  static constexpr std::size_t kMaxStepsInFlight = 2;
+
   explicit Scheduler(const SchedulerLimits& limits);
   ~Scheduler();
   Scheduler(const Scheduler&) = delete;
@@ -69,12 +84,17 @@ class Scheduler {
   void Cancel(RequestId id);
 
   /// The next step: running requests first, decodes before prompts, then waiting ones in order of
-  /// arrival. Empty when there is nothing to do. Every step makes progress. A step that is not
-  /// empty must be completed before the next is planned.
+  /// arrival. Empty when there is nothing to do. Every step makes progress.
+  ///
+  /// At most kMaxStepsInFlight steps may be in flight; an empty one is not. When one is already,
+  /// the next is also empty where it cannot be planned before that one is completed: all requests
+  /// end with it, or one with penalties draws in it, whose next draw depends on the token. Such a
+  /// request holds up the others for the host's part of a step, which is little; if instead it sat
+  /// out every other step, it would take twice as long.
   Step PlanStep();
 
-  /// Takes the step's results, one per entry of step.uses. Requests that were cancelled meanwhile
-  /// are skipped.
+  /// Takes the results of the step that was planned first of those in flight, one per entry of
+  /// step.uses. Requests that have ended meanwhile are skipped.
   std::vector<GenerationEvent> CompleteStep(const Step& step, std::span<const LogitResult> results);
 
   bool idle() const;  // no request is waiting or running
@@ -88,6 +108,15 @@ class Scheduler {
   struct Group;
   using ByArrival = std::map<std::uint64_t, Request*>;  // the oldest first
 
+  /// A step that was planned and is not completed.
+  struct InFlight {
+    std::uint64_t number = 0;
+    std::vector<RequestId> scored;                // end with it, without a draw
+    std::vector<std::unique_ptr<Request>> ended;  // while it was the last; it may view them
+  };
+
+  bool NeedsDrawsInFlight() const;
+  void DropComputed(Group& group);
   void PlanRunning(Group& group);
   void Admit();
   Group* GroupFor(const Request& request);
@@ -101,8 +130,8 @@ class Scheduler {
   std::vector<Group> groups_;
   std::map<RequestId, std::unique_ptr<Request>> requests_;  // all that have not ended
   ByArrival waiting_;
-  std::vector<std::unique_ptr<Request>> ended_in_flight_;  // the step in flight still views them
-  bool in_flight_ = false;                                 // planned, not completed
+  std::deque<InFlight> in_flight_;  // the first planned first
+  std::uint64_t planned_ = 0;       // steps that were not empty
   std::uint64_t arrivals_ = 0;
   std::int64_t preemptions_ = 0;
 };

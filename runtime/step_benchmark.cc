@@ -9,13 +9,11 @@
 #include <utility>
 
 #include "kernels/check.h"
+#include "kernels/counter_random.h"
 #include "kernels/cpu_limits.h"
-#include "kernels/error.h"
-#include "kernels/paged_attention.h"
-#include "kernels/run.h"
-#include "kernels/sample.h"
+#include "kernels/gpu_limits.h"
 #include "parallel/gather_values.h"
-#include "runtime/counter_random.h"
+#include "runtime/logit_reader.h"
 
 namespace jubal {
 namespace {
@@ -80,6 +78,7 @@ std::vector<std::int32_t> PagesOf(std::int64_t sequence, std::int64_t pages) {
 StepBenchmark::StepBenchmark(Decoder& decoder, const ModelSource& source,
                              const ServingOptions& options)
     : decoder_(decoder),
+      reader_(decoder),
       work_(source, decoder.mesh().plan, decoder.mesh().seat, options.kv_type),
       prefill_chunk_(options.prefill_chunk) {
   for (std::size_t i = 0; i < source.weights().size(); ++i) {
@@ -140,15 +139,16 @@ void StepBenchmark::FillKeysAndValues(const StepTest& test) {
   std::vector<float> keys(static_cast<std::size_t>(most * width));
   std::vector<float> values(keys.size());
   for (std::int64_t s = sequences.begin; s < sequences.end; ++s) {
-    std::vector<std::int32_t> table = PagesOf(s - sequences.begin, pages);
     for (std::int64_t begin = 0; begin < test.depth; begin += most) {
       const std::int64_t count = std::min(most, test.depth - begin);
-      std::vector<std::int32_t> positions(static_cast<std::size_t>(count));
-      std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(begin));
-      std::vector<std::int32_t> rows_of_table(positions.size(), 0);
-      const TokenPlaces places{.positions = HostVector(positions),
-                               .sequences = HostVector(rows_of_table),
-                               .page_table = HostView(table, Shape{1, pages})};
+      const auto rows = static_cast<std::size_t>(count);
+      GroupStep places{.tokens = std::vector<TokenId>(rows, 0),
+                       .positions = std::vector<std::int32_t>(rows),
+                       .sequences = std::vector<std::int32_t>(rows, 0),
+                       .page_table = PagesOf(s - sequences.begin, pages),
+                       .max_pages = static_cast<std::int32_t>(pages),
+                       .logit_rows = {}};
+      std::iota(places.positions.begin(), places.positions.end(), static_cast<std::int32_t>(begin));
       for (std::int64_t layer = 0; layer < model.layers; ++layer) {
 #pragma omp parallel for
         for (std::int64_t i = 0; i < count; ++i) {
@@ -157,44 +157,30 @@ void StepBenchmark::FillKeysAndValues(const StepTest& test) {
           FillToken(KeyOrValue::kValue, layer, s, begin + i, heads, model.head_dim,
                     values.data() + i * width);
         }
-        jubal::Run(StoreKv{.pages = decoder_.kv_layers()[static_cast<std::size_t>(layer)],
-                           .k = HostView(keys, Shape{most, width}).Rows(0, count),
-                           .v = HostView(values, Shape{most, width}).Rows(0, count),
-                           .places = places},
-                   decoder_.stream());
+        decoder_.StoreKeysAndValues(layer, places,
+                                    HostView(keys, Shape{most, width}).Rows(0, count),
+                                    HostView(values, Shape{most, width}).Rows(0, count));
       }
     }
   }
 }
 
+// A model of random weights mostly repeats its input: the log probabilities tell much more.
 void StepBenchmark::Execute(const StepPlan& plan, Drawn* drawn) {
   std::vector<std::byte> message;
   if (decoder_.mesh().leader()) message = Encode(plan);
   decoder_.mesh().world->Broadcast(message, 0);
+  std::int64_t count = 0;
   decoder_.Forward(DecodeStepPlan(message), [&](std::int64_t first, ConstTensorView logits) {
-    Draw(logits, drawn + first);
+    const std::vector<SampleRow> greedy(static_cast<std::size_t>(logits.size(0)),
+                                        {.temperature = 0});
+    reader_.Draw(first, logits, greedy);
+    count += logits.size(0);
   });
-}
-
-// A model of random weights mostly repeats its input: the log probabilities tell much more.
-void StepBenchmark::Draw(ConstTensorView logits, Drawn* drawn) {
-  const std::int64_t count = logits.size(0);
-  const std::vector<SampleRow> greedy(static_cast<std::size_t>(count), {.temperature = 0});
-  std::vector<std::int32_t> ids(greedy.size());
-  std::vector<float> logprobs(greedy.size());
-  jubal::Run(Sample{.ids = HostVector(ids),
-                    .logprobs = HostVector(logprobs),
-                    .logits = logits,
-                    .rows = greedy,
-                    .workspace = decoder_.sample_workspace()},
-             decoder_.stream());
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    if (!std::isfinite(logprobs[i])) {
-      throw UserError(ExitStatus::kBadData,
-                      "the model's logits are not finite: its weights are damaged");
-    }
-    drawn[i] = {ids[i], logprobs[i]};
-  }
+  if (!decoder_.mesh().leader()) return;
+  reader_.Finish(count);
+  const LogitReader::Results read = reader_.Read();
+  for (std::size_t i = 0; i < read.ids.size(); ++i) drawn[i] = {read.ids[i], read.logprobs[i]};
 }
 
 // A rank that has waited long looks only now and then whether the others have come: the second time
@@ -207,15 +193,22 @@ void StepBenchmark::Meet() {
 /// All bytes over the time of the slowest rank; every rank reads as many.
 double StepBenchmark::ReadBandwidth() {
   Communicator& world = *decoder_.mesh().world;
+  const ConstTensorView memory = decoder_.weight_memory().Rows(0, read_bytes_);
+  Stream& stream = decoder_.stream();
   Meet();
-  const std::vector<double> all =
-      GatherValues(world, MeasureReadBandwidth(decoder_.weight_memory().Rows(0, read_bytes_)));
+  const double mine = stream.device() == Device::kCuda
+                          ? gpu_measurements.read_bandwidth(memory, stream)
+                          : MeasureReadBandwidth(memory);
+  const std::vector<double> all = GatherValues(world, mine);
   return world.size() * *std::min_element(all.begin(), all.end());
 }
 
 double StepBenchmark::Peak() {
+  Stream& stream = decoder_.stream();
   Meet();
-  const std::vector<double> all = GatherValues(*decoder_.mesh().world, MeasurePeak(expert_type_));
+  const double mine = stream.device() == Device::kCuda ? gpu_measurements.peak(expert_type_, stream)
+                                                       : MeasurePeak(expert_type_);
+  const std::vector<double> all = GatherValues(*decoder_.mesh().world, mine);
   return std::accumulate(all.begin(), all.end(), 0.0);
 }
 
@@ -225,9 +218,10 @@ std::int64_t StepBenchmark::BytesOfRuns(const StepTest& test, std::vector<std::u
   const Mesh& mesh = decoder_.mesh();
   const auto size = static_cast<std::int64_t>(touched.size());
   std::vector<std::uint8_t> groups(touched.size() * static_cast<std::size_t>(mesh.plan.data));
+  Stream host;
   mesh.data->AllGatherRows(
       HostView(groups, Shape{mesh.plan.data, size}), HostView(touched, Shape{1, size}),
-      std::vector<std::int64_t>(static_cast<std::size_t>(mesh.plan.data), 1), decoder_.stream());
+      std::vector<std::int64_t>(static_cast<std::size_t>(mesh.plan.data), 1), host);
   for (std::size_t i = 0; i < groups.size(); ++i) touched[i % touched.size()] |= groups[i];
 
   const std::int64_t steps = StepsOf(test);

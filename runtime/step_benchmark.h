@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/decoder.h"
+#include "runtime/logit_reader.h"
 #include "runtime/model_source.h"
 #include "runtime/step_plan.h"
 #include "runtime/step_work.h"
@@ -42,7 +43,8 @@ using StepProgress = std::function<void(std::int64_t done, std::int64_t total)>;
 /// plan of each, all ranks execute it, the leader draws the next tokens from the logits. Tokens and
 /// the keys and values before them are random and the same for every plan; the tokens drawn are not
 /// fed back, since a model of random weights would repeat itself. Between the runs all ranks read
-/// their weights at the same time: the bandwidth that the steps are held against.
+/// their weights at the same time: the bandwidth that the steps are held against. On GPUs that is
+/// what a kernel reads (kernels/gpu_limits.h).
 ///
 /// Every rank constructs one and makes the same calls. No test may go beyond the decoder's limits.
 class StepBenchmark {
@@ -64,13 +66,13 @@ class StepBenchmark {
   StepPlan PlanOf(const StepTest& test, std::int64_t run, std::int64_t step) const;
   void FillKeysAndValues(const StepTest& test);
   void Execute(const StepPlan& plan, Drawn* drawn);
-  void Draw(ConstTensorView logits, Drawn* drawn);
   void Meet();
   double ReadBandwidth();
   double Peak();
   std::int64_t BytesOfRuns(const StepTest& test, std::vector<std::uint8_t> touched);
 
   Decoder& decoder_;
+  LogitReader reader_;
   const StepWork work_;
   const std::int64_t prefill_chunk_;
   WeightType expert_type_ = WeightType::kF32;

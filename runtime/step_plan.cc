@@ -24,7 +24,7 @@ std::int64_t SizeOf(const std::vector<std::int32_t>& values) {
 }
 
 /// What keeps the group from being executed within its own arrays, or nullptr.
-const char* FaultIn(const GroupStep& group) {
+const char* FaultIn(const GroupStep& group, std::int64_t previous_logit_rows) {
   if (group.positions.size() != group.tokens.size() ||
       group.sequences.size() != group.tokens.size()) {
     return "tokens, positions and sequences differ in number";
@@ -38,7 +38,9 @@ const char* FaultIn(const GroupStep& group) {
     num_sequences = SizeOf(group.page_table) / group.max_pages;
   }
   for (const TokenId token : group.tokens) {
-    if (token < 0) return "a token is negative";
+    if (IsPending(token) && UseOfPending(token) >= previous_logit_rows) {
+      return "a pending token is not drawn by the previous step";
+    }
   }
   for (const std::int32_t position : group.positions) {
     if (position < 0 || position >= group.max_pages * kPageTokens) {
@@ -127,11 +129,17 @@ class Reader {
 
 }  // namespace
 
-std::vector<std::byte> Encode(const StepPlan& plan) {
+std::int64_t StepPlan::num_logit_rows() const {
+  std::int64_t rows = 0;
+  for (const GroupStep& group : groups) rows += SizeOf(group.logit_rows);
+  return rows;
+}
+
+std::vector<std::byte> Encode(const StepPlan& plan, std::int64_t previous_logit_rows) {
   CHECK(!plan.stop || plan.groups.empty());
   std::int64_t words = kPlanHeaderWords;
   for (const GroupStep& group : plan.groups) {
-    const char* fault = FaultIn(group);
+    const char* fault = FaultIn(group, previous_logit_rows);
     if (fault != nullptr) CheckFailed(__FILE__, __LINE__, fault);
     words += kGroupHeaderWords + SizeOf(group.tokens) + SizeOf(group.positions) +
              SizeOf(group.sequences) + SizeOf(group.page_table) + SizeOf(group.logit_rows);
@@ -154,7 +162,7 @@ std::vector<std::byte> Encode(const StepPlan& plan) {
   return std::move(writer).Finish();
 }
 
-StepPlan DecodeStepPlan(std::span<const std::byte> bytes) {
+StepPlan DecodeStepPlan(std::span<const std::byte> bytes, std::int64_t previous_logit_rows) {
   Reader reader(bytes);
   StepPlan plan;
   const std::int32_t stop = reader.Take();
@@ -177,7 +185,7 @@ StepPlan DecodeStepPlan(std::span<const std::byte> bytes) {
     group.sequences = reader.Take(num_tokens);
     group.page_table = reader.Take(table_entries);
     group.logit_rows = reader.Take(num_logit_rows);
-    const char* fault = FaultIn(group);
+    const char* fault = FaultIn(group, previous_logit_rows);
     if (fault != nullptr) Refuse(fault);
   }
   if (!reader.done()) Refuse("it has bytes after its end");

@@ -12,11 +12,14 @@ esac
 launch/install_dependencies.sh
 
 # What the Python tests need: a client that was not written here (Debian's protobuf is too old for
-# it), and numpy for the reference.
+# it), numpy for the reference, and what reads a GPU's machine code.
+packages=(grpcio grpcio-reflection numpy)
+if command -v nvcc >/dev/null; then packages+=(nvidia-cuda-cuobjdump); fi
 python=$PWD/build/python/bin/python
-if ! "$python" -c 'import grpc_reflection, numpy' 2>/dev/null; then
+if ! "$python" -c 'import importlib.metadata, sys
+for package in sys.argv[1:]: importlib.metadata.version(package)' "${packages[@]}" 2>/dev/null; then
   python3 -m venv build/python
-  "$python" -m pip install --quiet grpcio grpcio-reflection numpy
+  "$python" -m pip install --quiet "${packages[@]}"
 fi
 
 cmake --preset release -DPython3_EXECUTABLE="$python"

@@ -184,7 +184,7 @@ TEST(TidyTest, OperationsHaveTestsAndReferences) {
 TEST(TidyTest, BuildFilesListTheSources) {
   for (const SourceFile& file : Tree()) {
     const std::string folder = file.folder();
-    const bool is_source = file.EndsWithOneOf({".h", ".cc"});
+    const bool is_source = file.EndsWithOneOf(kCode);
     if (!is_source || folder == "tests" || folder == "benchmarks") continue;
     std::ifstream stream(Root() / folder / "CMakeLists.txt");
     const std::string list{std::istreambuf_iterator<char>(stream), {}};

@@ -123,11 +123,12 @@ void BM_GreedyDraw(benchmark::State& state) {
   const std::int64_t rows = state.range(0);
   Operands operands(rows * kVocabulary / kHidden);
   const std::vector<SampleRow> how(static_cast<std::size_t>(rows), SampleRow{.temperature = 0.0f});
-  const Sample op{.ids = operands.Ints({rows}, 1),
-                  .logprobs = operands.Floats({rows}),
-                  .logits = operands.Floats({rows, kVocabulary}),
-                  .rows = how,
-                  .workspace = operands.Bytes(SampleWorkspaceBytes(kVocabulary))};
+  const Sample op{
+      .ids = operands.Ints({rows}, 1),
+      .logprobs = operands.Floats({rows}),
+      .logits = operands.Floats({rows, kVocabulary}),
+      .rows = how,
+      .workspace = operands.Bytes(SampleWorkspaceBytes(kVocabulary, rows, 0, Device::kCpu))};
   Measure(state, op, static_cast<double>(rows * kVocabulary * 4));
 }
 

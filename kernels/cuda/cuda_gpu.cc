@@ -190,9 +190,16 @@ class CudaGpu : public Gpu {
 
 }  // namespace
 
-int CountCudaGpus() {
+std::vector<std::string> CudaGpuUuids() {
+  std::vector<std::string> uuids;
   int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return uuids;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties{};
+    CheckCuda(cudaGetDeviceProperties(&properties, i), "asking for the GPU's properties");
+    uuids.push_back(UuidText(properties.uuid));
+  }
+  return uuids;
 }
 
 std::unique_ptr<Gpu> OpenCudaGpu(int index) {

@@ -1,5 +1,7 @@
 #include "kernels/cuda/forms.h"
 
+#include "kernels/cuda/gpu_limits.h"
+#include "kernels/gpu_limits.h"
 #include "kernels/run.h"
 
 namespace jubal {
@@ -12,6 +14,12 @@ void Install() {
 
 }  // namespace
 
-void InstallGpuForms() { Install<Copy, RmsNorm, Zero>(); }
+void InstallGpuForms() {
+  Install<Add, CombineExperts, Copy, Embed, FillDrawnTokens, FillRandom, GatedExperts, GatherRows,
+          GroupByExpert, LogProb, Matmul, MatmulPartials, Matmuls, PackPairs, PackScales,
+          PackWeights, PagedAttention, PlacePairs, RmsNorm, Rope, RouteTopK, Sample, StoreKv,
+          SumTree, Zero>();
+  gpu_measurements = {.read_bandwidth = MeasureGpuReadBandwidth, .peak = MeasureGpuPeak};
+}
 
 }  // namespace jubal

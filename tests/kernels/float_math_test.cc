@@ -37,6 +37,22 @@ TEST(FloatMathTest, ExpIsWithinTwoUlps) {
   }
 }
 
+// Breaks: log-probabilities drift from the model's.
+TEST(FloatMathTest, LogIsWithinTwoUlps) {
+  EXPECT_EQ(FastLog(1.0), 0.0);
+  const auto check = [](double x) {
+    const double expected = std::log(x);
+    const double ulp = std::fabs(std::nextafter(expected, INFINITY) - expected);
+    ASSERT_LE(std::fabs(FastLog(x) - expected), 2.0 * ulp) << x;
+  };
+  for (double x = 1.0; x < 0x1p24; x *= 1.0001) check(x);
+  for (double x = 1e-300; x < 1e300; x *= 1.01) check(x);
+  for (double distance = 1e-15; distance < 0.5; distance *= 1.01) {
+    check(1.0 + distance);
+    check(1.0 - distance);
+  }
+}
+
 // Breaks: a key far below the maximum gets garbage instead of no weight.
 TEST(FloatMathTest, ExpHasTheRightLimits) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -62,6 +78,21 @@ TEST(FloatMathTest, TanhIsWithinThreeUlps) {
   }
   EXPECT_EQ(FastTanh(1e30f), 1.0f);
   EXPECT_TRUE(std::isnan(FastTanh(std::numeric_limits<float>::quiet_NaN())));
+}
+
+// Breaks: rotary positions drift, in long contexts above all.
+TEST(FloatMathTest, SineAndCosineAreThoseOfDoubleRounded) {
+  const auto expect = [](float x) {
+    const SineCosine both = FastSineCosine(x);
+    ASSERT_LE(Ulps(both.sine, std::sin(static_cast<double>(x))), 0.5 + 1e-6) << x;
+    ASSERT_LE(Ulps(both.cosine, std::cos(static_cast<double>(x))), 0.5 + 1e-6) << x;
+  };
+  ForFloats([&](float x) {
+    if (std::fabs(x) <= 0x1p31f) expect(x);
+  });
+  for (int position = 0; position < 300000; ++position) expect(static_cast<float>(position));
+  // Near multiples of a quarter turn, where little is left of x.
+  for (int n = 1; n < 100000; ++n) expect(static_cast<float>(n * 1.5707963267948966));
 }
 
 }  // namespace

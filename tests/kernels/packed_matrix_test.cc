@@ -122,7 +122,7 @@ TEST(PackMatrix, ExpertsOfARangeLieOneAfterTheOther) {
 }
 
 // If this fails, a rank of a packed model reads ahead what it does not need, and waits for the disk
-// where it computes.
+// where it computes; and a GPU has other weights than its rank.
 TEST(DataRanges, HoldWhatTheRankWouldHavePacked) {
   for (const WeightType type : kTypes) {
     for (const std::int64_t k : {5, 48, 1030}) {
@@ -142,6 +142,13 @@ TEST(DataRanges, HoldWhatTheRankWouldHavePacked) {
         ASSERT_EQ(static_cast<std::int64_t>(read.size()), part.WeightBytes());
         EXPECT_TRUE(std::equal(read.begin(), read.end(), share.matrix().data));
         EXPECT_LE(DataRanges(whole, part).size(), ranges);
+        std::vector<float> scales;
+        for (const Range& range : ScaleRanges(whole, part)) {
+          scales.insert(scales.end(), all.matrix().scales + range.begin / 4,
+                        all.matrix().scales + range.end / 4);
+        }
+        ASSERT_EQ(static_cast<std::int64_t>(scales.size()) * 4, part.ScaleBytes());
+        EXPECT_TRUE(std::equal(scales.begin(), scales.end(), share.matrix().scales));
       };
       const Range all{0, 4};
       const MatrixLayout by_output = matrix.LayoutByOutput({0, 300}, all);

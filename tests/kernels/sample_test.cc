@@ -22,7 +22,8 @@ struct Samples {
 Samples Draw(const Floats& logits, const std::vector<SampleRow>& rows) {
   Ints ids({std::ssize(rows)}, -1);
   Floats logprobs({std::ssize(rows)});
-  const std::int64_t bytes = SampleWorkspaceBytes(logits.view().size(1));
+  const std::int64_t bytes =
+      SampleWorkspaceBytes(logits.view().size(1), std::ssize(rows), 0, Device::kCpu);
   const AlignedBytes memory(bytes);
   RunSpecification(Sample{ids.view(), logprobs.view(), logits.view(), rows,
                           TensorView(memory.data(), DType::kU8, {bytes})});
@@ -257,7 +258,7 @@ TEST(LogProbTest, HasTheBitsOfSample) {
 
 // Breaks: a model with broken weights answers with noise, or takes the server down.
 TEST(SampleTest, ReportsLogitsThatAreNotFinite) {
-  for (const float broken : {NAN, INFINITY}) {
+  for (const float broken : {NAN, INFINITY, -INFINITY}) {
     const Floats logits({1, 10}, {0, broken, 1, 2, 3, 4, 5, 6, 7, 8});
     for (const float temperature : {0.0f, 1.0f}) {
       const Samples samples = Draw(logits, {{.temperature = temperature}});

@@ -116,6 +116,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{{"serve", "--model", "m", "--listen", "h:"}, "--listen is 'h:'"},
         Refusal{{"serve", "--model", "m", "--listen", "h:65536"}, "--listen is 'h:65536'"},
         Refusal{{"serve", "--model", "m", "--listen", "h:-1"}, "--listen is 'h:-1'"},
+        Generate("--device", "gpu", "--device is 'gpu': give cpu or cuda"),
         Generate("--isa", "sse9", "--isa is 'sse9': the best that this CPU has is"),
         Bench("--batch", "0", "--batch is '0'"), Bench("--batch", "1,", "--batch is '1,'"),
         Bench("--batch", "1,16385", "--batch is '16385'"),

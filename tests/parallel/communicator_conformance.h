@@ -3,15 +3,16 @@
 
 #include <vector>
 
+#include "kernels/stream.h"
 #include "parallel/communicator.h"
 
 namespace jubal {
 
 /// One promise of Communicator. Every rank of a world calls `check`, which reports through
-/// GoogleTest.
+/// GoogleTest. Tensors are on the stream's device.
 struct ConformanceCheck {
   const char* name;
-  void (*check)(Communicator& world);
+  void (*check)(Communicator& world, Stream& stream);
 };
 
 /// What every implementation is held to, whatever the size of its world.

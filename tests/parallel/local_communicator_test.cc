@@ -23,8 +23,10 @@ class LocalCommunicatorTest : public testing::TestWithParam<Case> {};
 
 TEST_P(LocalCommunicatorTest, Conforms) {
   const auto& [size, check] = GetParam();
-  RunLocalWorld(size,
-                [&, check = check.check](std::unique_ptr<Communicator> world) { check(*world); });
+  RunLocalWorld(size, [&, check = check.check](std::unique_ptr<Communicator> world) {
+    Stream stream;
+    check(*world, stream);
+  });
 }
 
 std::string NameOfCase(const testing::TestParamInfo<Case>& info) {

@@ -15,19 +15,34 @@
 #include <string>
 #include <vector>
 
+#include "parallel/host_staged_communicator.h"
 #include "parallel/shared_memory_communicator.h"
+#include "tests/kernels/emulated_gpu/emulated_gpu.h"
 #include "tests/parallel/communicator_conformance.h"
+#include "tests/parallel/mpi_test_program.h"
 
 namespace jubal {
 namespace {
 
 Communicator* world = nullptr;          // all messages through MPI
 Communicator* shared_memory = nullptr;  // rows not
+Communicator* host_staged = nullptr;    // a GPU's tensors, over shared_memory
+Gpu* gpu = nullptr;
 
 class MpiCommunicatorTest : public testing::TestWithParam<ConformanceCheck> {};
 
-TEST_P(MpiCommunicatorTest, Conforms) { GetParam().check(*world); }
-TEST_P(MpiCommunicatorTest, ConformsOverSharedMemory) { GetParam().check(*shared_memory); }
+TEST_P(MpiCommunicatorTest, Conforms) {
+  Stream stream;
+  GetParam().check(*world, stream);
+}
+TEST_P(MpiCommunicatorTest, ConformsOverSharedMemory) {
+  Stream stream;
+  GetParam().check(*shared_memory, stream);
+}
+TEST_P(MpiCommunicatorTest, ConformsOverHostMemory) {
+  Stream stream(*gpu);
+  GetParam().check(*host_staged, stream);
+}
 
 INSTANTIATE_TEST_SUITE_P(Suite, MpiCommunicatorTest, testing::ValuesIn(ConformanceChecks()),
                          [](const auto& info) { return std::string(info.param.name); });
@@ -92,39 +107,23 @@ TEST(MpiCommunicatorLongTest, CarriesMoreBytesThanAnIntCounts) {
   EXPECT_EQ(*theirs.data(), std::byte{0});
 }
 
-/// Lets a rank other than the first report what fails, and nothing else.
-class FailuresOnly : public testing::EmptyTestEventListener {
-  void OnTestPartResult(const testing::TestPartResult& result) override {
-    if (!result.failed()) return;
-    std::fprintf(stderr, "rank %d: %s:%d: %s\n", world->rank(),
-                 result.file_name() == nullptr ? "" : result.file_name(), result.line_number(),
-                 result.message());
-  }
-};
-
 int RunOnEveryRank() {
   MpiSession session;
   const std::unique_ptr<Communicator> ranks = session.World();
   world = ranks.get();
-  const std::unique_ptr<Communicator> sharing = OverSharedMemory(
-      session.World(),
-      {.while_waiting = MpiSession::Progress,
-       .on_failure = [](const std::string& failure) { ADD_FAILURE() << failure; }});
+  const auto over_shared_memory = [&session] {
+    return OverSharedMemory(session.World(), {.while_waiting = MpiSession::Progress,
+                                              .on_failure = [](const std::string& failure) {
+                                                ADD_FAILURE() << failure;
+                                              }});
+  };
+  const std::unique_ptr<Communicator> sharing = over_shared_memory();
   shared_memory = sharing.get();
-  if (world->rank() != 0) {
-    testing::TestEventListeners& listeners = testing::UnitTest::GetInstance()->listeners();
-    delete listeners.Release(listeners.default_result_printer());
-    listeners.Append(new FailuresOnly);
-  }
-  const std::int32_t mine = RUN_ALL_TESTS();
-  std::vector<std::int32_t> results(static_cast<std::size_t>(world->size()));
-  const std::vector<std::int64_t> rows(results.size(), 1);
-  Stream stream;
-  world->AllGatherRows(
-      TensorView(reinterpret_cast<std::byte*>(results.data()), DType::kI32, {world->size(), 1}),
-      ConstTensorView(reinterpret_cast<const std::byte*>(&mine), DType::kI32, {1, 1}), rows,
-      stream);
-  return *std::max_element(results.begin(), results.end());
+  const std::unique_ptr<Gpu> emulated = OpenEmulatedGpu();
+  gpu = emulated.get();
+  const std::unique_ptr<Communicator> staged = OverHostMemory(over_shared_memory(), *gpu);
+  host_staged = staged.get();
+  return RunTestsOnEveryRank(*world);
 }
 
 }  // namespace

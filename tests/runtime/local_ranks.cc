@@ -11,6 +11,9 @@
 #endif
 
 #include "kernels/check.h"
+#include "kernels/copy.h"
+#include "kernels/run.h"
+#include "parallel/host_staged_communicator.h"
 #include "parallel/local_communicator.h"
 
 namespace jubal {
@@ -21,8 +24,9 @@ std::string TestPlan::ToString() const {
                      expert_parallel.value_or(0), data_parallel);
 }
 
-void OnEveryRank(const std::filesystem::path& model, const TestPlan& plan,
-                 const ServingOptions& options, const std::function<void(Decoder&)>& work) {
+void OnEveryRank(const std::filesystem::path& model, const TestPlan& plan, ServingOptions options,
+                 const std::function<void(Decoder&)>& work) {
+  if (plan.open_gpu) options.device = Device::kCuda;
   std::vector<std::unique_ptr<Communicator>> world = MakeLocalWorld(plan.ranks);
   std::exception_ptr failure;
   std::mutex mutex;
@@ -38,8 +42,14 @@ void OnEveryRank(const std::filesystem::path& model, const TestPlan& plan,
           const ParallelPlan parallel_plan =
               MakePlan(plan.ranks, static_cast<int>(source.model().experts), plan.exchange,
                        plan.expert_parallel, plan.data_parallel);
+          const std::unique_ptr<Gpu> gpu = plan.open_gpu ? plan.open_gpu() : nullptr;
+          if (plan.over_world) {
+            own = plan.over_world(std::move(own));
+          } else if (gpu != nullptr && plan.ranks > 1) {
+            own = OverHostMemory(std::move(own), *gpu);
+          }
           const Mesh mesh = MakeMesh(parallel_plan, std::move(own));
-          Decoder decoder(source, mesh, options, {});
+          Decoder decoder(source, mesh, options, {}, gpu.get());
           work(decoder);
         } catch (...) {
           const std::lock_guard lock(mutex);
@@ -106,10 +116,15 @@ std::vector<std::vector<float>> TeacherForcedLogits(const std::filesystem::path&
       group.max_pages = pages;
       decoder.Forward(step, [&](std::int64_t first, ConstTensorView logits) {
         for (std::int64_t r = 0; r < logits.size(0); ++r) {
-          const float* row = logits.row<float>(r);
-          rows[static_cast<std::size_t>(begin + first + r)].assign(row, row + logits.size(1));
+          std::vector<float>& row = rows[static_cast<std::size_t>(begin + first + r)];
+          row.resize(static_cast<std::size_t>(logits.size(1)));
+          Run(Copy{.out = {reinterpret_cast<std::byte*>(row.data()), DType::kF32,
+                           Shape{1, logits.size(1)}},
+                   .x = logits.Rows(r, 1)},
+              decoder.stream());
         }
       });
+      decoder.Wait();
     }
   });
   return rows;

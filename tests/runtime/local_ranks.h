@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/gpu.h"
 #include "parallel/mesh.h"
 #include "parallel/plan.h"
 #include "runtime/decoder.h"
@@ -23,6 +24,10 @@ struct TestPlan {
   Exchange exchange = Exchange::kReplicated;
   std::optional<int> expert_parallel = std::nullopt;
   int data_parallel = 1;
+  // Opens a GPU for each rank, which then computes there; without it the CPU does.
+  std::function<std::unique_ptr<Gpu>()> open_gpu = nullptr;
+  // What ranks with GPUs talk through, made of a world of threads. None: the host's memory.
+  std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator>)> over_world = nullptr;
 
   std::string ToString() const;
 };
@@ -39,8 +44,8 @@ struct Generated {
 
 /// Runs `work` on every rank of the plan, each a thread with a decoder of its own; what one throws
 /// is thrown here.
-void OnEveryRank(const std::filesystem::path& model, const TestPlan& plan,
-                 const ServingOptions& options, const std::function<void(Decoder&)>& work);
+void OnEveryRank(const std::filesystem::path& model, const TestPlan& plan, ServingOptions options,
+                 const std::function<void(Decoder&)>& work);
 
 /// A sink that writes a request's events down.
 EventSink RecordInto(Generated& result);

@@ -33,7 +33,8 @@ Share ShareOf(const ModelSource& source, const ParallelPlan& plan, int rank) {
   mesh.plan = plan;
   mesh.seat = SeatOf(plan, rank);
   Share share{.arena = Arena(PlanMemory(source, plan, mesh.seat, {}).weight_bytes), .weights = {}};
-  share.weights = RandomWeights(source, mesh, share.arena, {});
+  Stream cpu;
+  share.weights = RandomWeights(source, mesh, share.arena, cpu, {});
   return share;
 }
 

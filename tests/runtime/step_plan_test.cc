@@ -32,6 +32,16 @@ StepPlan Busy() {
   return plan;
 }
 
+/// Planned ahead of the tokens that the four logit rows of the previous step draw.
+constexpr std::int64_t kPreviousLogitRows = 4;
+
+StepPlan Ahead() {
+  StepPlan plan = Busy();
+  plan.groups[0].tokens[0] = PendingToken(3);
+  plan.groups[2].tokens[0] = PendingToken(0);
+  return plan;
+}
+
 void ExpectEqual(const StepPlan& a, const StepPlan& b) {
   EXPECT_EQ(a.stop, b.stop);
   ASSERT_EQ(a.groups.size(), b.groups.size());
@@ -53,6 +63,32 @@ void PutWord(std::vector<std::byte>& bytes, std::size_t index, std::int32_t word
 TEST(StepPlanTest, RoundTrip) {
   ExpectEqual(DecodeStepPlan(Encode(Busy())), Busy());
   ExpectEqual(DecodeStepPlan(Encode(StepPlan{})), StepPlan{});
+}
+
+// If this fails, a rank decodes another sequence's token.
+TEST(StepPlanTest, PendingTokensRoundTrip) {
+  EXPECT_EQ(Ahead().num_logit_rows(), 2);
+  ExpectEqual(DecodeStepPlan(Encode(Ahead(), kPreviousLogitRows), kPreviousLogitRows), Ahead());
+  for (const std::int64_t use : {0, 1, 131071, std::numeric_limits<std::int32_t>::max()}) {
+    EXPECT_TRUE(IsPending(PendingToken(use)));
+    EXPECT_EQ(UseOfPending(PendingToken(use)), use);
+  }
+  EXPECT_FALSE(IsPending(0));
+}
+
+// If this fails, a rank reads beyond the tokens drawn, or looks an unknown token up in its
+// embedding.
+TEST(StepPlanTest, PendingTokensThatNothingDrawsAreRefused) {
+  const std::vector<std::byte> bytes = Encode(Ahead(), kPreviousLogitRows);
+  EXPECT_THROW(DecodeStepPlan(bytes), CommunicationError);
+  EXPECT_THROW(DecodeStepPlan(bytes, kPreviousLogitRows - 1), CommunicationError);
+  constexpr std::size_t kFirstToken = 6;  // in words
+  for (const std::int32_t token :
+       {PendingToken(kPreviousLogitRows), std::numeric_limits<std::int32_t>::min()}) {
+    std::vector<std::byte> damaged = bytes;
+    PutWord(damaged, kFirstToken, token);
+    EXPECT_THROW(DecodeStepPlan(damaged, kPreviousLogitRows), CommunicationError) << token;
+  }
 }
 
 // If this fails, ranks keep waiting in a broadcast when the leader ends the job.
@@ -97,7 +133,7 @@ TEST(StepPlanTest, CountsBeyondTheMessageAreRefused) {
 // If this fails, a damaged plan makes a rank write outside its KV pages or batch: whatever decodes
 // must be safe to execute.
 TEST(StepPlanTest, DamagedPlansAreRefusedOrSafe) {
-  const std::vector<std::byte> bytes = Encode(Busy());
+  const std::vector<std::byte> bytes = Encode(Ahead(), kPreviousLogitRows);
   std::mt19937 random(1);
   int refused = 0;
   for (int i = 0; i < 50000; ++i) {
@@ -108,16 +144,17 @@ TEST(StepPlanTest, DamagedPlansAreRefusedOrSafe) {
     }
     StepPlan plan;
     try {
-      plan = DecodeStepPlan(damaged);
+      plan = DecodeStepPlan(damaged, kPreviousLogitRows);
     } catch (const CommunicationError&) {
       ++refused;
       continue;
     }
-    EXPECT_EQ(Encode(plan), damaged);
+    EXPECT_EQ(Encode(plan, kPreviousLogitRows), damaged);
     for (const GroupStep& group : plan.groups) {
       ASSERT_EQ(group.positions.size(), group.tokens.size());
       ASSERT_EQ(group.sequences.size(), group.tokens.size());
       for (std::size_t row = 0; row < group.tokens.size(); ++row) {
+        ASSERT_GE(group.tokens[row], PendingToken(kPreviousLogitRows - 1));
         const std::int64_t entry = std::int64_t{group.sequences[row]} * group.max_pages +
                                    group.positions[row] / kPageTokens;
         ASSERT_GE(group.positions[row], 0);
@@ -158,6 +195,7 @@ TEST(StepPlanDeathTest, EncodeRefusesAPlanThatCannotBeExecuted) {
   plan = Busy();
   plan.stop = true;
   EXPECT_DEATH(Encode(plan), "stop");
+  EXPECT_DEATH(Encode(Ahead()), "pending");
 }
 
 }  // namespace

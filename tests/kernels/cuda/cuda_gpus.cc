@@ -16,7 +16,7 @@ Gpu& OpenTestGpu(const std::string& /*name*/) {
 }  // namespace jubal
 
 int main(int argc, char** argv) {
-  if (jubal::CountCudaGpus() == 0) {
+  if (jubal::CudaGpuUuids().empty()) {
     std::puts("no GPU here");
     constexpr int kSkipped = 77;
     return kSkipped;

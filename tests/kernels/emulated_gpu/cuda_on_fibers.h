@@ -23,6 +23,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 namespace jubal {
 
@@ -31,7 +32,7 @@ struct uint3 {
 };
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
-  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -52,10 +53,10 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 
-extern thread_local uint3 threadIdx;
-extern thread_local uint3 blockIdx;
-extern thread_local dim3 blockDim;
-extern thread_local dim3 gridDim;
+extern constinit thread_local uint3 threadIdx;
+extern constinit thread_local uint3 blockIdx;
+extern constinit thread_local dim3 blockDim;
+extern constinit thread_local dim3 gridDim;
 
 template <class T>
 T& BlockShared() {
@@ -67,9 +68,9 @@ inline void __syncwarp() { MeetWarp(nullptr, 0); }
 
 template <class T>
 T OfLane(T mine, int lane) {
-  MeetWarp(&mine, sizeof(T));
+  const WarpValues& all = MeetWarp(&mine, sizeof(T));
   T value;
-  std::memcpy(&value, LaneValue(lane), sizeof(T));
+  std::memcpy(&value, all[lane], sizeof(T));
   return value;
 }
 inline int ThisLane() { return static_cast<int>(threadIdx.x % 32); }
@@ -97,14 +98,14 @@ T __shfl_up_sync(unsigned mask, T value, int lanes) {
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   CheckMask(mask);
-  MeetWarp(&predicate, sizeof(predicate));
-  unsigned all = 0;
+  const WarpValues& all = MeetWarp(&predicate, sizeof(predicate));
+  unsigned ballot = 0;
   for (int lane = 0; lane < 32; ++lane) {
     int value;
-    std::memcpy(&value, LaneValue(lane), sizeof(value));
-    all |= static_cast<unsigned>(value != 0) << lane;
+    std::memcpy(&value, all[lane], sizeof(value));
+    ballot |= static_cast<unsigned>(value != 0) << lane;
   }
-  return all;
+  return ballot;
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) {
@@ -127,10 +128,16 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __uint_as_float(unsigned bits) { return __builtin_bit_cast(float, bits); }
 inline unsigned __float_as_uint(float value) { return __builtin_bit_cast(unsigned, value); }
 inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(value)); }
-inline int atomicAdd(int* at, int value) {
-  const int before = *at;
+template <class T>
+T AddAt(T* at, T value) {
+  const T before = *at;
   *at += value;
   return before;
+}
+inline int atomicAdd(int* at, int value) { return AddAt(at, value); }
+inline unsigned atomicAdd(unsigned* at, unsigned value) { return AddAt(at, value); }
+inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
+  return AddAt(at, value);
 }
 [[noreturn]] inline void __trap() { CheckFailed(__FILE__, __LINE__, "a kernel trapped"); }
 

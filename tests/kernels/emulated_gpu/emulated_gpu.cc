@@ -1,9 +1,11 @@
 #include "tests/kernels/emulated_gpu/emulated_gpu.h"
 
+#include <sched.h>
 #include <sys/mman.h>
 
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -19,22 +21,29 @@ namespace jubal {
 namespace {
 
 constexpr std::int64_t kPage = 4096;
+constexpr std::int64_t kAlignment = 64;  // of tensors; a real GPU aligns to 256
 constexpr std::int64_t kMemory = std::int64_t{8} << 30;
 
-/// The memory of one GPU: closed to the host while nothing runs.
+std::int64_t RoundUp(std::int64_t bytes, std::int64_t unit) {
+  return (bytes + unit - 1) / unit * unit;
+}
+
+/// The memory of one GPU: closed to the host while nothing runs. Each piece ends where a page does,
+/// between two that stay closed: what runs over either end faults.
 class Memory {
  public:
   std::shared_ptr<std::byte> Take(std::int64_t bytes) {
     if (bytes > kMemory) {
       throw UserError(ExitStatus::kConfig, "the emulated GPU does not give that much memory");
     }
-    const auto size = static_cast<std::size_t>((bytes + kPage - 1) / kPage * kPage + kPage);
-    void* memory =
-        mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const std::int64_t pages = RoundUp(bytes, kPage);
+    void* memory = mmap(nullptr, static_cast<std::size_t>(pages + 2 * kPage), PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(memory != MAP_FAILED);
+    auto* const first = static_cast<std::byte*>(memory) + kPage;
+    auto* const begin = first + pages - RoundUp(bytes, kAlignment);
     const std::lock_guard lock(mutex_);
-    auto* const begin = static_cast<std::byte*>(memory);
-    pieces_[begin] = size;
+    pieces_[begin] = {first, static_cast<std::size_t>(pages)};
     return {begin, [this](std::byte* taken) { Give(taken); }};
   }
 
@@ -44,7 +53,7 @@ class Memory {
     auto after = pieces_.upper_bound(const_cast<std::byte*>(place));
     if (after == pieces_.begin()) return false;
     --after;
-    return place < after->first + after->second;
+    return place < after->second.pages + after->second.size;
   }
 
   class Opened {
@@ -62,7 +71,7 @@ class Memory {
   void Give(std::byte* taken) {
     const std::lock_guard lock(mutex_);
     const auto piece = pieces_.find(taken);
-    munmap(piece->first, piece->second);
+    munmap(piece->second.pages - kPage, piece->second.size + 2 * kPage);
     pieces_.erase(piece);
   }
 
@@ -76,15 +85,19 @@ class Memory {
   }
 
   void Protect(int protection) {
-    for (const auto& [begin, size] : pieces_) {
-      // The last page stays closed: an overrun ends there.
-      CHECK(mprotect(begin, size - kPage, protection) == 0);
+    for (const auto& [begin, piece] : pieces_) {
+      CHECK(mprotect(piece.pages, piece.size, protection) == 0);
     }
   }
 
+  struct Piece {
+    std::byte* pages = nullptr;  // the first that opens
+    std::size_t size = 0;        // of those that open
+  };
+
   mutable std::mutex mutex_;
-  std::map<std::byte*, std::size_t> pieces_;
-  int open_ = 0;  // queues that run something
+  std::map<std::byte*, Piece> pieces_;  // by where the memory given begins
+  int open_ = 0;                        // queues that run something
 };
 
 /// Host memory that a queue reads when it gets there, not before.
@@ -113,27 +126,32 @@ class Pinned {
   std::map<std::byte*, std::int64_t> pieces_;
 };
 
-using Work = std::function<void()>;
+/// Called again and again until it returns true: done.
+using Work = std::function<bool()>;
+/// Makes the work of one launch.
+using NewWork = std::function<Work()>;
 
 class RecordedGraph : public GpuGraph {
  public:
-  explicit RecordedGraph(std::vector<Work> work) : work_(std::move(work)) {}
-  const std::vector<Work>& work() const { return work_; }
+  explicit RecordedGraph(std::deque<NewWork> work) : work_(std::move(work)) {}
+  const std::deque<NewWork>& work() const { return work_; }
 
  private:
-  std::vector<Work> work_;
+  std::deque<NewWork> work_;
 };
 
-class Passed : public GpuQueue::Mark {
+class EmulatedMark : public GpuQueue::Mark {
  public:
-  std::chrono::steady_clock::time_point when;
+  // Shared with the queue, which may pass it when it is gone.
+  std::shared_ptr<std::chrono::steady_clock::time_point> passed =
+      std::make_shared<std::chrono::steady_clock::time_point>();
 };
 
 class EmulatedQueue : public GpuQueue {
  public:
   EmulatedQueue(Memory& memory, const Pinned& pinned, FiberOrder order)
       : memory_(memory), pinned_(pinned), order_(order) {}
-  ~EmulatedQueue() override { RunAll(); }
+  ~EmulatedQueue() override { Synchronize(); }
 
   void Copy(std::byte* to, std::int64_t to_pitch, const std::byte* from, std::int64_t from_pitch,
             std::int64_t row_bytes, std::int64_t rows) override {
@@ -143,7 +161,11 @@ class EmulatedQueue : public GpuQueue {
                      static_cast<std::size_t>(row_bytes));
       }
     };
-    if (capturing_ || memory_.Has(from) || pinned_.Has(from)) {
+    const auto late = [this](const std::byte* place) {
+      return memory_.Has(place) || pinned_.Has(place);
+    };
+    CHECK(!capturing_ || (late(from) && late(to)));
+    if (late(from)) {
       Enqueue([=] { copy(from, from_pitch); });
       return;
     }
@@ -164,14 +186,15 @@ class EmulatedQueue : public GpuQueue {
   void WaitFor(GpuQueue& other) override {
     CHECK(!capturing_);
     // The other may run ahead, never behind.
-    Enqueue([&queue = static_cast<EmulatedQueue&>(other)] { queue.RunAll(); });
+    EnqueueWork([&queue = static_cast<EmulatedQueue&>(other)] {
+      return [&queue] { return queue.Advance(); };
+    });
   }
 
-  bool Done() override {
-    RunAll();
-    return true;
+  bool Done() override { return Advance(); }
+  void Synchronize() override {
+    while (!Advance()) sched_yield();
   }
-  void Synchronize() override { RunAll(); }
 
   void BeginCapture() override {
     CHECK(!capturing_);
@@ -183,41 +206,59 @@ class EmulatedQueue : public GpuQueue {
     return std::make_unique<RecordedGraph>(std::exchange(recorded_, {}));
   }
   void Launch(const GpuGraph& graph) override {
-    for (const Work& work : static_cast<const RecordedGraph&>(graph).work()) Enqueue(work);
+    for (const NewWork& work : static_cast<const RecordedGraph&>(graph).work()) EnqueueWork(work);
   }
 
   std::unique_ptr<Mark> NewMark() override {
-    auto mark = std::make_unique<Passed>();
-    mark->when = std::chrono::steady_clock::now();
+    auto mark = std::make_unique<EmulatedMark>();
+    Enqueue([passed = mark->passed] { *passed = std::chrono::steady_clock::now(); });
     return mark;
   }
   double SecondsBetween(const Mark& from, const Mark& to) override {
-    return std::chrono::duration<double>(static_cast<const Passed&>(to).when -
-                                         static_cast<const Passed&>(from).when)
+    return std::chrono::duration<double>(*static_cast<const EmulatedMark&>(to).passed -
+                                         *static_cast<const EmulatedMark&>(from).passed)
         .count();
   }
 
   void* handle() override { return this; }
 
-  void Enqueue(Work work) { (capturing_ ? recorded_ : waiting_).push_back(std::move(work)); }
+  void Enqueue(std::function<void()> work) {
+    EnqueueWork([work = std::move(work)]() -> Work {
+      return [&work] {
+        work();
+        return true;
+      };
+    });
+  }
+  void EnqueueWork(NewWork work) { (capturing_ ? recorded_ : waiting_).push_back(std::move(work)); }
   FiberOrder order() const { return order_; }
 
  private:
-  void RunAll() {
+  /// Runs what is enqueued, until something is not ready; true when nothing is left.
+  bool Advance() {
     CHECK(!capturing_);
-    if (waiting_.empty()) return;
+    // One piece of work may make another queue run this one's.
+    if (running_ || waiting_.empty()) return true;
     const Memory::Opened open(memory_);
-    // In place: one piece of work may make another queue run this one's.
-    std::vector<Work> work = std::exchange(waiting_, {});
-    for (const Work& piece : work) piece();
+    running_ = true;
+    while (!waiting_.empty()) {
+      if (!current_) current_ = waiting_.front()();
+      if (!current_()) break;
+      current_ = nullptr;
+      waiting_.pop_front();
+    }
+    running_ = false;
+    return waiting_.empty();
   }
 
   Memory& memory_;
   const Pinned& pinned_;
   const FiberOrder order_;
-  std::vector<Work> waiting_;
-  std::vector<Work> recorded_;
+  std::deque<NewWork> waiting_;
+  Work current_;  // of the first one
+  std::deque<NewWork> recorded_;
   bool capturing_ = false;
+  bool running_ = false;
 };
 
 class EmulatedGpu : public Gpu {
@@ -255,6 +296,10 @@ void EnqueueGrid(const LaunchPlace& place, GridSize grid, unsigned threads,
   queue.Enqueue([=, where = place.where, order = queue.order(), body = std::move(body)] {
     RunGrid(where, grid, threads, shared_bytes, order, body);
   });
+}
+
+void EnqueueHostWork(void* queue_handle, std::function<std::function<bool()>()> start) {
+  static_cast<EmulatedQueue*>(queue_handle)->EnqueueWork(std::move(start));
 }
 
 std::unique_ptr<Gpu> OpenEmulatedGpu(FiberOrder order) {

@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <memory>
 #include <vector>
 
@@ -16,15 +15,16 @@
 #include "tests/kernels/emulated_gpu/cuda_on_fibers.h"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace jubal {
 
-thread_local uint3 threadIdx;
-thread_local uint3 blockIdx;
-thread_local dim3 blockDim;
-thread_local dim3 gridDim;
+constinit thread_local uint3 threadIdx;
+constinit thread_local uint3 blockIdx;
+constinit thread_local dim3 blockDim;
+constinit thread_local dim3 gridDim;
 
 namespace {
 
@@ -32,13 +32,12 @@ namespace context = boost::context::detail;
 
 constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr std::size_t kMostThreads = 1024;
-constexpr std::size_t kLanes = 32;
-constexpr std::size_t kLaneBytes = 64;
 
 struct Warp {
   unsigned arrived = 0;
   std::uint64_t meetings = 0;
-  alignas(16) std::byte values[2][kLanes][kLaneBytes];
+  std::size_t next = 0;  // lane to look at, in the order of lanes
+  WarpValues values[2];
 };
 
 struct PendingCopy {
@@ -54,7 +53,7 @@ struct Fiber {
   bool finished = false;
   void* fake_stack = nullptr;  // AddressSanitizer's
   std::vector<PendingCopy> copies;
-  std::deque<std::size_t> group_ends;  // of the groups not waited for, into `copies`
+  std::vector<std::size_t> group_ends;  // of the groups not waited for, into `copies`
 
   bool waiting() const { return meetings != nullptr && *meetings == seen; }
 };
@@ -72,12 +71,20 @@ class Stacks {
       CHECK(mprotect(memory_ + i * kStackBytes, 4096, PROT_NONE) == 0);
     }
   }
-  ~Stacks() { munmap(memory_, kMostThreads * kStackBytes); }
+  ~Stacks() {
+#if defined(__SANITIZE_ADDRESS__)
+    // Frames that nobody returned from; the addresses may soon be somebody else's.
+    __asan_unpoison_memory_region(memory_, kMostThreads * kStackBytes);
+#endif
+    munmap(memory_, kMostThreads * kStackBytes);
+  }
   Stacks(const Stacks&) = delete;
   Stacks& operator=(const Stacks&) = delete;
 
   std::byte* Bottom(std::size_t thread) const { return memory_ + thread * kStackBytes + 4096; }
-  static constexpr std::size_t kUsable = kStackBytes - 4096;
+  /// Bytes of the thread's stack. The stacks begin in different sets of the caches: were they all
+  /// equally long, a warp would not fit.
+  static std::size_t Usable(std::size_t thread) { return kStackBytes - 4096 - thread % 64 * 576; }
 
  private:
   std::byte* memory_;
@@ -89,9 +96,11 @@ thread_local Stacks stacks;
 class Block {
  public:
   Block(const std::source_location& where, unsigned threads, std::size_t shared_bytes,
-        const std::function<void()>& body)
+        FiberOrder order, const std::function<void()>& body)
       : where_(where),
+        order_(order),
         threads_(threads),
+        stacks_(stacks),
         shared_(new std::byte[shared_bytes + 64]),
         body_(body),
         fibers_(threads),
@@ -102,28 +111,35 @@ class Block {
     shared_bytes_ = shared_bytes;
   }
 
-  void Run(FiberOrder order);
+  void Run();
 
   std::byte* shared_memory() const { return shared_memory_; }
   void MeetAll();
   Fiber& current() { return fibers_[current_]; }
-  void MeetLanes(const void* mine, std::size_t bytes);
-  const void* Value(int lane) const {
-    const Warp& warp = warps_[current_ / kLanes];
-    return warp.values[(warp.meetings - 1) % 2][lane];
-  }
+  const WarpValues& MeetLanes(const void* mine, std::size_t bytes, void (*join)(WarpValues&));
 
  private:
+  static constexpr std::size_t kNone = ~std::size_t{0};
+
   static void Enter(context::transfer_t from);
-  void Resume(std::size_t thread);
-  void Leave(bool for_good);  // of the current fiber
+  // Control goes from fiber to fiber of a warp, and from the last to the scheduler. Each side of a
+  // jump calls Arrive() when it gets control; `fake_stack` is null in one that never will again.
+  context::transfer_t JumpTo(std::size_t thread, void** fake_stack);
+  context::transfer_t JumpToScheduler(void** fake_stack);
+  void Arrive(context::transfer_t from, void* fake_stack);
+  /// Lets another go on, from the current fiber. Inline: after a jump every return is mispredicted.
+  [[gnu::always_inline]] inline void Leave(Fiber& fiber, void** fake_stack);
   void WaitFor(const std::uint64_t& meetings);
+  /// A thread of the warp that can go on, or kNone. Each gets its turn.
+  std::size_t NextOfWarp(std::size_t warp);
   /// Runs the warp's fibers until all of them wait or have finished; false when none could go on.
-  bool RunWarp(std::size_t warp, FiberOrder order);
-  [[noreturn]] void Fail(const char* how) const;
+  bool RunWarp(std::size_t warp);
+  [[noreturn]] void Fail() const;
 
   const std::source_location where_;
+  const FiberOrder order_;
   const std::size_t threads_;
+  const Stacks& stacks_;
   std::unique_ptr<std::byte[]> shared_;
   std::byte* shared_memory_ = nullptr;
   std::size_t shared_bytes_ = 0;
@@ -134,6 +150,7 @@ class Block {
   std::uint64_t meetings_ = 0;
   std::size_t current_ = 0;
   std::size_t finished_ = 0;
+  context::fcontext_t* left_ = nullptr;  // where the context of who lost control belongs
   context::fcontext_t scheduler_ = nullptr;
   const void* scheduler_stack_ = nullptr;
   std::size_t scheduler_stack_bytes_ = 0;
@@ -156,40 +173,48 @@ void FinishSwitch([[maybe_unused]] void* fake_stack, [[maybe_unused]] const void
 
 void Block::Enter(context::transfer_t from) {
   Block& block = *static_cast<Block*>(from.data);
-  FinishSwitch(nullptr, &block.scheduler_stack_, &block.scheduler_stack_bytes_);
-  block.scheduler_ = from.fctx;
+  block.Arrive(from, nullptr);
   block.body_();
-  block.Leave(/*for_good=*/true);
+  Fiber& fiber = block.current();
+  fiber.finished = true;
+  ++block.finished_;
+  block.Leave(fiber, nullptr);
 }
 
-void Block::Resume(std::size_t thread) {
+void Block::Leave(Fiber& fiber, void** fake_stack) {
+  const std::size_t next = NextOfWarp(current_ / kLanes);
+  left_ = &fiber.context;
+  Arrive(next == kNone ? JumpToScheduler(fake_stack) : JumpTo(next, fake_stack), fiber.fake_stack);
+}
+
+context::transfer_t Block::JumpTo(std::size_t thread, void** fake_stack) {
   current_ = thread;
-  threadIdx = {static_cast<unsigned>(thread), 0, 0};
-  Fiber& fiber = fibers_[thread];
-  void* fake_stack = nullptr;
-  StartSwitch(&fake_stack, stacks.Bottom(thread), Stacks::kUsable);
-  const context::transfer_t back = context::jump_fcontext(fiber.context, this);
-  FinishSwitch(fake_stack, nullptr, nullptr);
-  fiber.context = back.fctx;
+  threadIdx.x = static_cast<unsigned>(thread);
+  StartSwitch(fake_stack, stacks_.Bottom(thread), Stacks::Usable(thread));
+  return context::jump_fcontext(fibers_[thread].context, this);
 }
 
-void Block::Leave(bool for_good) {
-  Fiber& fiber = fibers_[current_];
-  if (for_good) {
-    fiber.finished = true;
-    ++finished_;
+context::transfer_t Block::JumpToScheduler(void** fake_stack) {
+  StartSwitch(fake_stack, scheduler_stack_, scheduler_stack_bytes_);
+  return context::jump_fcontext(scheduler_, this);
+}
+
+void Block::Arrive(context::transfer_t from, void* fake_stack) {
+  const void* stack = nullptr;
+  std::size_t bytes = 0;
+  FinishSwitch(fake_stack, &stack, &bytes);
+  if (left_ == &scheduler_) {
+    scheduler_stack_ = stack;
+    scheduler_stack_bytes_ = bytes;
   }
-  StartSwitch(for_good ? nullptr : &fiber.fake_stack, scheduler_stack_, scheduler_stack_bytes_);
-  const context::transfer_t back = context::jump_fcontext(scheduler_, nullptr);
-  FinishSwitch(fiber.fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
-  scheduler_ = back.fctx;
+  *left_ = from.fctx;
 }
 
 void Block::WaitFor(const std::uint64_t& meetings) {
   Fiber& fiber = fibers_[current_];
   fiber.meetings = &meetings;
   fiber.seen = meetings;
-  Leave(/*for_good=*/false);
+  Leave(fiber, &fiber.fake_stack);
   fiber.meetings = nullptr;
 }
 
@@ -202,39 +227,53 @@ void Block::MeetAll() {
   ++meetings_;
 }
 
-void Block::MeetLanes(const void* mine, std::size_t bytes) {
+const WarpValues& Block::MeetLanes(const void* mine, std::size_t bytes, void (*join)(WarpValues&)) {
   CHECK_LE(bytes, kLaneBytes);
   Warp& warp = warps_[current_ / kLanes];
-  if (bytes > 0) std::memcpy(warp.values[warp.meetings % 2][current_ % kLanes], mine, bytes);
+  WarpValues& values = warp.values[warp.meetings % 2];
+  if (bytes > 0) std::memcpy(values[current_ % kLanes], mine, bytes);
   if (++warp.arrived < kLanes) {
     WaitFor(warp.meetings);
-    return;
+    return values;
   }
+  if (join != nullptr) join(values);
   warp.arrived = 0;
   ++warp.meetings;
+  return values;
 }
 
-bool Block::RunWarp(std::size_t warp, FiberOrder order) {
-  bool any = false;
-  for (bool progress = true; progress;) {
-    progress = false;
-    for (std::size_t i = 0; i < kLanes; ++i) {
-      const std::size_t lane = order == FiberOrder::kForward ? i : kLanes - 1 - i;
-      const std::size_t thread = warp * kLanes + lane;
-      if (fibers_[thread].finished || fibers_[thread].waiting()) continue;
-      Resume(thread);
-      any = progress = true;
-    }
+std::size_t Block::NextOfWarp(std::size_t warp) {
+  std::size_t& next = warps_[warp].next;
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    const std::size_t lane = order_ == FiberOrder::kForward ? next : kLanes - 1 - next;
+    next = (next + 1) % kLanes;
+    const std::size_t thread = warp * kLanes + lane;
+    if (!fibers_[thread].finished && !fibers_[thread].waiting()) return thread;
   }
-  return any;
+  return kNone;
 }
 
-void Block::Run(FiberOrder order) {
+bool Block::RunWarp(std::size_t warp) {
+  warps_[warp].next = 0;
+  const std::size_t first = NextOfWarp(warp);
+  if (first == kNone) return false;
+  void* fake_stack = nullptr;
+  left_ = &scheduler_;
+  Arrive(JumpTo(first, &fake_stack), fake_stack);
+  return true;
+}
+
+void Block::Run() {
   std::memset(shared_memory_, 0xff, shared_bytes_);
   for (std::size_t i = 0; i < threads_; ++i) {
-    fibers_[i] = Fiber{};
-    fibers_[i].context =
-        context::make_fcontext(stacks.Bottom(i) + Stacks::kUsable, Stacks::kUsable, Enter);
+    Fiber& fiber = fibers_[i];
+    fiber.meetings = nullptr;
+    fiber.finished = false;
+    fiber.fake_stack = nullptr;
+    fiber.copies.clear();
+    fiber.group_ends.clear();
+    const std::size_t stack = Stacks::Usable(i);
+    fiber.context = context::make_fcontext(stacks_.Bottom(i) + stack, stack, Enter);
   }
   finished_ = 0;
   Block* const before = running;
@@ -242,15 +281,14 @@ void Block::Run(FiberOrder order) {
   while (finished_ < threads_) {
     bool progress = false;
     for (std::size_t i = 0; i < warps_.size(); ++i) {
-      progress |= RunWarp(order == FiberOrder::kForward ? i : warps_.size() - 1 - i, order);
+      progress |= RunWarp(order_ == FiberOrder::kForward ? i : warps_.size() - 1 - i);
     }
-    if (!progress) Fail("its threads wait for each other for ever");
+    if (!progress) Fail();
   }
   running = before;
-  if (arrived_ != 0) Fail("a thread left while others wait at a barrier");
 }
 
-void Block::Fail(const char* how) const {
+void Block::Fail() const {
   std::size_t at_barrier = 0;
   std::size_t in_warps = 0;
   for (const Fiber& fiber : fibers_) {
@@ -258,10 +296,10 @@ void Block::Fail(const char* how) const {
     ++(fiber.meetings == &meetings_ ? at_barrier : in_warps);
   }
   std::fprintf(stderr,
-               "%s:%u: the kernel launched here, block (%u, %u, %u): %s: of %zu threads %zu have "
-               "left, %zu wait at __syncthreads, %zu for their warp\n",
+               "%s:%u: the kernel launched here, block (%u, %u, %u), waits for ever: of %zu "
+               "threads %zu have left, %zu wait at __syncthreads, %zu for their warp\n",
                where_.file_name(), static_cast<unsigned>(where_.line()), blockIdx.x, blockIdx.y,
-               blockIdx.z, how, threads_, finished_, at_barrier, in_warps);
+               blockIdx.z, threads_, finished_, at_barrier, in_warps);
   std::abort();
 }
 
@@ -272,20 +310,21 @@ void RunGrid(const std::source_location& where, GridSize grid, unsigned threads,
   CHECK(threads > 0 && threads <= kMostThreads && threads % kLanes == 0);
   blockDim = dim3(threads);
   gridDim = dim3(grid.x, grid.y, grid.z);
-  Block block(where, threads, shared_bytes, body);
+  Block block(where, threads, shared_bytes, order, body);
   const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
   for (std::uint64_t i = 0; i < blocks; ++i) {
     const std::uint64_t b = order == FiberOrder::kForward ? i : blocks - 1 - i;
     blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                 static_cast<unsigned>(b / grid.x / grid.y)};
-    block.Run(order);
+    block.Run();
   }
 }
 
 std::byte* FiberSharedMemory() { return running->shared_memory(); }
 void MeetBlock() { running->MeetAll(); }
-void MeetWarp(const void* mine, std::size_t bytes) { running->MeetLanes(mine, bytes); }
-const void* LaneValue(int lane) { return running->Value(lane); }
+const WarpValues& MeetWarp(const void* mine, std::size_t bytes, void (*join)(WarpValues&)) {
+  return running->MeetLanes(mine, bytes, join);
+}
 
 void AddPendingCopy(void* to, const void* from) { running->current().copies.push_back({to, from}); }
 
@@ -296,15 +335,16 @@ void EndCopyGroup() {
 
 void FinishCopyGroups(std::size_t pending) {
   Fiber& fiber = running->current();
-  std::size_t done = 0;
-  while (fiber.group_ends.size() > pending) {
-    for (; done < fiber.group_ends.front(); ++done) {
-      std::memcpy(fiber.copies[done].to, fiber.copies[done].from, 16);
-    }
-    fiber.group_ends.pop_front();
+  if (fiber.group_ends.size() <= pending) return;
+  const std::size_t groups = fiber.group_ends.size() - pending;
+  const std::size_t done = fiber.group_ends[groups - 1];
+  for (std::size_t i = 0; i < done; ++i) {
+    std::memcpy(fiber.copies[i].to, fiber.copies[i].from, 16);
   }
   fiber.copies.erase(fiber.copies.begin(),
                      fiber.copies.begin() + static_cast<std::ptrdiff_t>(done));
+  fiber.group_ends.erase(fiber.group_ends.begin(),
+                         fiber.group_ends.begin() + static_cast<std::ptrdiff_t>(groups));
   for (std::size_t& end : fiber.group_ends) end -= done;
 }
 

@@ -8,6 +8,11 @@
 
 namespace jubal {
 
+inline constexpr std::size_t kLanes = 32;
+inline constexpr std::size_t kLaneBytes = 64;
+/// What the lanes of a warp bring to a meeting, at most.
+using WarpValues = std::byte[kLanes][kLaneBytes];
+
 struct GridSize {
   unsigned x = 1;
   unsigned y = 1;
@@ -20,8 +25,8 @@ enum class FiberOrder : std::uint8_t { kForward, kBackward };
 
 /// Runs body() once for each thread of each block: blocks one after the other, the threads of a
 /// block as fibers that change places where they meet. Shared memory is filled with 0xff, which is
-/// NaN, before each block. Ends the process, naming `where`, when threads wait for each other for
-/// ever, or leave while others wait for them.
+/// NaN, before each block. Ends the process, naming `where`, when threads wait for ever: for others
+/// that have left, or that wait elsewhere.
 void RunGrid(const std::source_location& where, GridSize grid, unsigned threads,
              std::size_t shared_bytes, FiberOrder order, const std::function<void()>& body);
 
@@ -30,11 +35,11 @@ void RunGrid(const std::source_location& where, GridSize grid, unsigned threads,
 std::byte* FiberSharedMemory();
 /// Returns when all threads of the block have called it.
 void MeetBlock();
-/// Gives the warp's lanes a look at what each of them brings: `bytes` (at most 64) at `mine`.
-/// Returns when all 32 have called it, with lane l's at LaneValue(l), valid until the second call
-/// from now.
-void MeetWarp(const void* mine, std::size_t bytes);
-const void* LaneValue(int lane);
+/// Gives the warp's lanes a look at what each of them brings: `bytes` at `mine`. Returns what all
+/// brought when all 32 have called it; valid until the second call from now. The last one to arrive
+/// lets join() change the values first.
+const WarpValues& MeetWarp(const void* mine, std::size_t bytes,
+                           void (*join)(WarpValues&) = nullptr);
 
 /// Copies 16 bytes when this thread waits for the group that the copy belongs to.
 void AddPendingCopy(void* to, const void* from);
