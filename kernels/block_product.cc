@@ -7,17 +7,10 @@
 #include "kernels/check.h"
 #include "kernels/cpu_isa.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace jubal {
 namespace {
 
-constexpr std::int64_t kStepBytes = kBlockColumns * 4;
 constexpr std::int64_t kWorkspaceAlignment = 64;
-
-std::int64_t DivideUp(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 std::int64_t Aligned(std::int64_t bytes) {
   return DivideUp(bytes, kWorkspaceAlignment) * kWorkspaceAlignment;
@@ -214,7 +207,7 @@ void BlockProduct::SumFloats(std::int64_t expert, std::int64_t block, RowRange r
   const std::int64_t k = layout_.ChunkRows(place.chunk).size();
   const std::uint8_t* weights = ChunkWeights(expert, block, index);
   for (std::int64_t begin = 0; begin < k; begin += panel_k) {
-    const std::uint8_t* following = weights + kPanelSteps * kStepBytes;
+    const std::uint8_t* following = weights + kPanelSteps * kBlockStepBytes;
     tile({.weights = weights,
           .k = std::min(panel_k, k - begin),
           .x = x_.row<float>(rows.begin) + place.x + begin,
@@ -242,7 +235,7 @@ void BlockProduct::SumInt8(std::int64_t expert, std::int64_t block, RowRange row
     const std::int64_t steps = DivideUp(layout_.GroupRows(place.chunk, group).size(), 4);
     for (std::int64_t begin = 0; begin < steps; begin += kPanelSteps) {
       const std::int64_t panel_steps = std::min(kPanelSteps, steps - begin);
-      const std::uint8_t* following = weights + panel_steps * kStepBytes;
+      const std::uint8_t* following = weights + panel_steps * kBlockStepBytes;
       tiles_.int8({.weights = weights,
                    .steps = panel_steps,
                    .group_steps = panel_steps,
@@ -286,7 +279,7 @@ void BlockProduct::SumInt4(std::int64_t expert, std::int64_t block, RowRange row
       ++groups;
     }
     const std::int64_t steps = groups * group_steps;
-    const std::uint8_t* following = weights + steps / 2 * kStepBytes;
+    const std::uint8_t* following = weights + steps / 2 * kBlockStepBytes;
     tiles_.int4({.weights = weights,
                  .steps = steps,
                  .group_steps = group_steps,
@@ -333,22 +326,6 @@ bool Overlap(ConstTensorView a, ConstTensorView b) {
                      : view.raw() + ((rows - 1) * view.row_stride() + row) * SizeOf(view.dtype());
   };
   return a.raw() < end(b) && b.raw() < end(a);
-}
-
-int MostThreads() {
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
-
-int ThisThread() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
 }
 
 std::int64_t PanelsOf(Range rows) { return DivideUp(rows.size(), kPanelRows); }

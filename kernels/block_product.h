@@ -136,10 +136,6 @@ void CheckFloats(ConstTensorView view, int rank, Device device);
 void CheckWorkspace(ConstTensorView workspace, std::int64_t needed, Device device);
 bool Overlap(ConstTensorView a, ConstTensorView b);
 
-/// OpenMP's numbers; 1 and 0 without it.
-int MostThreads();
-int ThisThread();
-
 /// The `part`-th of so many nearly equal parts of `rows`, whole fours but for the last.
 RowRange PanelOf(Range rows, std::int64_t part, std::int64_t parts);
 /// Parts that leave kPanelRows at most in each.

@@ -2,7 +2,10 @@
 #define JUBAL_KERNELS_CHUNKS_H_
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
+
+#include "kernels/host_device.h"
 
 namespace jubal {
 
@@ -10,6 +13,12 @@ namespace jubal {
 /// whatever the number of ranks, and its result is a fixed binary tree over the chunks' partial
 /// products: ((0+1)+(2+3))+((4+5)+(6+7)). That makes the bits independent of the plan.
 inline constexpr int kChunks = 8;
+
+/// ⌈a / b⌉ of what is not negative.
+template <class Integer>
+JUBAL_HOST_DEVICE constexpr Integer DivideUp(Integer a, std::type_identity_t<Integer> b) {
+  return (a + b - 1) / b;
+}
 
 /// A half-open range.
 struct Range {

@@ -6,6 +6,7 @@
 #include "kernels/check.h"
 #include "kernels/matmul.h"
 #include "kernels/task_ranges.h"
+#include "kernels/threads.h"
 
 namespace jubal {
 namespace {

@@ -5,8 +5,6 @@
 namespace jubal {
 namespace {
 
-std::int64_t DivideUp(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 std::int64_t Aligned(std::int64_t bytes) { return DivideUp(bytes, 64) * 64; }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "kernels/check.h"
 #include "kernels/gpu_products.h"
 #include "kernels/task_ranges.h"
+#include "kernels/threads.h"
 
 namespace jubal {
 namespace {

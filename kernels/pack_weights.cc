@@ -61,9 +61,7 @@ StepMap StepMapOf(const MatrixLayout& layout, std::int64_t chunk) {
   StepMap steps;
   steps.rows = layout.ChunkRows(chunk);
   steps.rows_per_step = RowsPerStep(layout.type);
-  const auto steps_of = [&](std::int64_t rows) {
-    return (rows + steps.rows_per_step - 1) / steps.rows_per_step;
-  };
+  const auto steps_of = [&](std::int64_t rows) { return DivideUp(rows, steps.rows_per_step); };
   steps.second = steps.rows.end;
   if (HasScales(layout.type)) {
     steps.group_rows = layout.group_rows;
@@ -102,7 +100,7 @@ void RunOnCpu(const PackWeights& op) {
                              column % kBlockColumns * 4;
       for (std::int64_t step = slab.steps.begin; step < slab.steps.end; ++step) {
         const std::uint32_t word = PackedWord(slab, step, column, broken);
-        std::memcpy(out + step * kPackedStepBytes, &word, sizeof(word));
+        std::memcpy(out + step * kBlockStepBytes, &word, sizeof(word));
       }
     }
     Report(op.broken, broken);
@@ -115,7 +113,7 @@ void Check(const PackScales& op) {
   CHECK(op.scales.dtype() == DType::kF32 && op.scales.dense());
   CHECK_EQ(op.scales.bytes(), layout.ScaleBytes());
   CHECK(op.expert >= 0 && op.expert < layout.num_experts());
-  CHECK(Holds({0, (layout.k + layout.group_rows - 1) / layout.group_rows}, op.groups));
+  CHECK(Holds({0, DivideUp(layout.k, layout.group_rows)}, op.groups));
   CheckFlag(op.broken);
 }
 

@@ -12,8 +12,6 @@ namespace jubal {
 
 // What the forms of PackWeights and PackScales have in common.
 
-inline constexpr std::int64_t kPackedStepBytes = kBlockColumns * 4;
-
 /// The steps of one block of a chunk, and the rows in them.
 struct StepMap {
   Range rows;  // of the chunk
@@ -61,9 +59,7 @@ struct SlabOfChunk {
   std::int64_t column_bytes;
 
   std::int64_t FirstBlock() const { return columns.begin / kBlockColumns; }
-  std::int64_t Blocks() const {
-    return (columns.end + kBlockColumns - 1) / kBlockColumns - FirstBlock();
-  }
+  std::int64_t Blocks() const { return DivideUp(columns.end, kBlockColumns) - FirstBlock(); }
 };
 
 /// Calls visit(SlabOfChunk) for each chunk of which the slab has something.

@@ -9,10 +9,6 @@
 namespace jubal {
 namespace {
 
-constexpr std::int64_t kStepBytes = kBlockColumns * 4;
-
-std::int64_t DivideUp(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 std::int64_t StepsOf(const MatrixLayout& layout, Range rows) {
   return DivideUp(rows.size(), RowsPerStep(layout.type));
 }
@@ -59,7 +55,7 @@ void PackInputMajor(const MatrixLayout& layout, const std::byte* source, Element
   const std::int64_t row_bytes = layout.n * static_cast<std::int64_t>(sizeof(Element));
   for (std::int64_t row = tile.rows.begin; row < tile.rows.end; row += kRows) {
     const std::int64_t rows = std::min(kRows, tile.rows.end - row);
-    std::byte* out = tile.out + (row - tile.rows.begin) / kRows * kStepBytes;
+    std::byte* out = tile.out + (row - tile.rows.begin) / kRows * kBlockStepBytes;
     for (std::int64_t block = tile.blocks.begin; block < tile.blocks.end; ++block) {
       const std::int64_t column = block * kBlockColumns;
       PackStep<Element, kRows>(
@@ -333,7 +329,7 @@ void PackMatrix(const MatrixLayout& layout, std::int64_t expert, const UnpackedM
             PackTile(layout, source,
                      {.rows = {row, std::min(rows.end, row + tile_rows)},
                       .blocks = {block, std::min(blocks.end, block + kTileBlocks)},
-                      .out = group_data + row_tile * kTileSteps * kStepBytes +
+                      .out = group_data + row_tile * kTileSteps * kBlockStepBytes +
                              block_tile * kTileBlocks * block_bytes,
                       .block_bytes = block_bytes});
           }
@@ -343,7 +339,7 @@ void PackMatrix(const MatrixLayout& layout, std::int64_t expert, const UnpackedM
           PackScales(layout, source.scales, rows.begin / layout.group_rows, group_scales);
           group_scales += layout.stored_columns();
         }
-        group_data += StepsOf(layout, rows) * kStepBytes;
+        group_data += StepsOf(layout, rows) * kBlockStepBytes;
       }
       chunk_data += block_bytes * blocks.size();
     }

@@ -30,6 +30,8 @@ inline constexpr std::int64_t kMaxInt4GroupRows = 512;
 
 /// Rows of one block: 64 neighbouring columns of W.
 inline constexpr std::int64_t kBlockColumns = 64;
+/// Bytes of one of its steps.
+inline constexpr std::int64_t kBlockStepBytes = kBlockColumns * 4;
 
 /// Which part of a weight matrix, or of a stack of experts' matrices, a rank holds, and how it lies
 /// in memory. Plain numbers: this one description sizes the budget, guides the packer and drives

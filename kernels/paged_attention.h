@@ -1,6 +1,7 @@
 #ifndef JUBAL_KERNELS_PAGED_ATTENTION_H_
 #define JUBAL_KERNELS_PAGED_ATTENTION_H_
 
+#include "kernels/chunks.h"
 #include "kernels/tensor.h"
 
 namespace jubal {
@@ -72,7 +73,7 @@ struct PagedAttention {
 
 /// Runs of that many keys: 0 … max_keys − 1.
 inline std::int64_t AttentionRuns(std::int64_t max_keys) {
-  return (max_keys + kAttentionRun - 1) / kAttentionRun;
+  return DivideUp(max_keys, kAttentionRun);
 }
 
 /// What a GPU keeps of each run where a sequence can have several; 0 on the CPU. `max_keys` is the

@@ -22,8 +22,6 @@ constexpr std::array kInt4Levels{-8.0f, -8.5f, -9.0f, -9.5f, 7.0f};
 
 using Columns = std::array<float, kBlockColumns>;
 
-std::int64_t DivideUp(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 float FromBf16(const std::byte* source) {
   std::uint16_t bits = 0;
   std::memcpy(&bits, source, sizeof bits);

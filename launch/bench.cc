@@ -7,9 +7,9 @@
 
 #include <fmt/format.h>
 
-#include "kernels/block_product.h"
 #include "kernels/cpu_isa.h"
 #include "kernels/error.h"
+#include "kernels/threads.h"
 #include "launch/bench_scaling.h"
 #include "launch/bench_table.h"
 #include "launch/commands.h"

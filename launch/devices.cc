@@ -40,7 +40,7 @@ std::string Description(const GpuInfo& info) {
 
 RankDevice ChooseDevice(std::optional<Device> wanted, const GpuDriver& driver,
                         std::unique_ptr<Communicator> world) {
-  if (wanted == Device::kCpu) return {.gpu = nullptr, .world = std::move(world)};
+  if (wanted == Device::kCpu) return {.world = std::move(world)};
   std::vector<std::string> visible;
   if (driver.uuids != nullptr) visible = driver.uuids();
   Agree(*world, [&] {
@@ -48,7 +48,7 @@ RankDevice ChooseDevice(std::optional<Device> wanted, const GpuDriver& driver,
   });
   const std::vector<int> counts = GatherValues(*world, static_cast<int>(visible.size()));
   if (std::all_of(counts.begin(), counts.end(), [](int count) { return count == 0; })) {
-    return {.gpu = nullptr, .world = std::move(world)};
+    return {.world = std::move(world)};
   }
   const GpuAssignment assignment = AssignGpus(*world, visible);
   std::unique_ptr<Gpu> gpu = driver.open(assignment.gpu);
@@ -58,13 +58,13 @@ RankDevice ChooseDevice(std::optional<Device> wanted, const GpuDriver& driver,
   if (leader) {
     fmt::print(stderr, "computing on {}{}\n", Description(gpu->info()),
                alone ? "" : ":\n" + assignment.table);
-    if (assignment.shared) {
-      fmt::print(stderr,
-                 "ranks share a GPU: their messages pass through host memory, which is slow\n");
+    if (!alone && !direct) {
+      fmt::print(stderr, "{}: their messages pass through host memory, which is slow\n",
+                 assignment.shared ? "ranks share a GPU" : "this jubal was built without NCCL");
     }
   }
   world = direct ? driver.connect(std::move(world), *gpu) : OverHostMemory(std::move(world), *gpu);
-  return {.gpu = std::move(gpu), .world = std::move(world)};
+  return {.gpu = std::move(gpu), .world = std::move(world), .connected = direct};
 }
 
 }  // namespace jubal

@@ -13,8 +13,9 @@ namespace jubal {
 
 /// What this rank computes on, and how it meets the others there.
 struct RankDevice {
-  std::unique_ptr<Gpu> gpu;             // null: the CPU
+  std::unique_ptr<Gpu> gpu = nullptr;   // null: the CPU
   std::unique_ptr<Communicator> world;  // of the same ranks; its end comes before the GPU's
+  bool connected = false;               // by GpuDriver::connect
 };
 
 /// Gives each rank its GPU, or all of them their CPUs: as `wanted` says, or else GPUs where there

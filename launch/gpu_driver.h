@@ -18,6 +18,8 @@ struct GpuDriver {
   /// Lets ranks that have a GPU each meet through NCCL: parallel/nccl_communicator.h. Null: it was
   /// built without NCCL.
   std::unique_ptr<Communicator> (*connect)(std::unique_ptr<Communicator> world, Gpu& gpu) = nullptr;
+  /// What carries such a world, and what that takes of the GPU: "NCCL 2.32.3, which holds …".
+  std::string (*describe)(const Communicator& world) = nullptr;
 };
 
 /// This program's: cuda_driver.cc, or no_driver.cc in a build without CUDA.

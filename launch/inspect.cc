@@ -6,9 +6,9 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "kernels/block_product.h"
 #include "kernels/chunks.h"
 #include "kernels/error.h"
+#include "kernels/threads.h"
 #include "launch/commands.h"
 #include "launch/memory_size.h"
 #include "launch/plan_report.h"

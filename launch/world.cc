@@ -206,7 +206,12 @@ SeatedRank TakeSeat(const Options& options, std::unique_ptr<Communicator> world,
   SeatedRank seated{std::move(*source), serving, std::move(device.gpu),
                     MakeMesh(plan, std::move(world))};
   ShareCores(*seated.mesh.node, options.threads);
-  if (seated.mesh.leader()) ReportPlan(seated.source, seated.mesh, serving);
+  if (seated.mesh.leader()) {
+    if (device.connected) {
+      fmt::print(stderr, "ranks meet through {}\n", options.gpus.describe(*seated.mesh.world));
+    }
+    ReportPlan(seated.source, seated.mesh, serving);
+  }
   return seated;
 }
 

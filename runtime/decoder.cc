@@ -44,6 +44,9 @@ void WriteFilled(TensorView out, const std::vector<std::int32_t>& values, std::i
   std::fill(to + given, to + count, given == 0 ? 0 : values.front());
 }
 
+/// Elements as rows of one.
+TensorView AsRows(TensorView vector) { return vector.Reshaped(Shape{vector.size(0), 1}); }
+
 Stream StreamOn(Gpu* gpu) {
   if (gpu == nullptr) return Stream();
   return Stream(*gpu);
@@ -180,17 +183,14 @@ void Decoder::Forward(const StepPlan& plan, const LogitsSink& sink) {
 void Decoder::ShareDrawn(std::int64_t count) {
   const int world = mesh_.world->size();
   if (count == 0 || world == 1) return;
-  const auto as_rows = [](TensorView v) { return v.Reshaped(Shape{v.size(0), 1}); };
   std::vector<std::int64_t> rows(static_cast<std::size_t>(world), 0);
   rows[0] = count;
-  const TensorView mine =
-      mesh_.leader() ? a_.results.Rows(0, 1).Reshaped(Shape{a_.results.size(1)}) : a_.drawn;
-  mesh_.world->AllGatherRows(as_rows(a_.drawn), as_rows(mine), rows, stream_);
+  const TensorView mine = mesh_.leader() ? IdsOf(a_.results) : a_.drawn;
+  mesh_.world->AllGatherRows(AsRows(a_.drawn), AsRows(mine), rows, stream_);
 }
 
 ConstTensorView Decoder::Drawn() const {
-  if (mesh_.world->size() > 1) return a_.drawn;
-  return a_.results.Rows(0, 1).Reshaped(Shape{a_.results.size(1)});
+  return mesh_.world->size() > 1 ? a_.drawn : IdsOf(a_.results);
 }
 
 Decoder::Rows Decoder::RowsOf(const StepPlan& plan) const {
@@ -461,9 +461,8 @@ void Decoder::GatherLogits(std::int64_t slice) {
     }
   }
   const TensorView none(a_.logit_shard.raw(), DType::kF32, Shape{0, 1}, stream_.device());
-  const auto as_rows = [](TensorView v) { return v.Reshaped(Shape{v.size(0), 1}); };
-  mesh_.world->AllToAllRows(mesh_.leader() ? as_rows(a_.logit_arrivals) : none, receive,
-                            as_rows(a_.logit_shard), send, stream_);
+  mesh_.world->AllToAllRows(mesh_.leader() ? AsRows(a_.logit_arrivals) : none, receive,
+                            AsRows(a_.logit_shard), send, stream_);
   if (!mesh_.leader()) return;
 
   std::int64_t arrived = 0;

@@ -10,13 +10,9 @@
 namespace jubal {
 namespace {
 
-/// Ids or log probabilities [first, first + count) of Activations::results.
-TensorView IdsOf(TensorView results, std::int64_t first, std::int64_t count) {
-  return results.Rows(0, 1).Reshaped(Shape{results.size(1)}).Rows(first, count);
-}
-TensorView LogprobsOf(TensorView results, std::int64_t first, std::int64_t count) {
-  const TensorView bits = results.Rows(1, 1).Reshaped(Shape{results.size(1)}).Rows(first, count);
-  return {bits.raw(), DType::kF32, Shape{count}, bits.device()};
+TensorView LogprobsOf(TensorView results) {
+  const TensorView bits = results.Rows(1, 1);
+  return {bits.raw(), DType::kF32, Shape{results.size(1)}, bits.device()};
 }
 
 }  // namespace
@@ -31,8 +27,8 @@ LogitReader::LogitReader(Decoder& decoder) : decoder_(decoder) {
 void LogitReader::Draw(std::int64_t first, ConstTensorView logits,
                        std::span<const SampleRow> rows) {
   const Activations& buffers = decoder_.buffers();
-  Run(Sample{.ids = IdsOf(buffers.results, first, logits.size(0)),
-             .logprobs = LogprobsOf(buffers.results, first, logits.size(0)),
+  Run(Sample{.ids = IdsOf(buffers.results).Rows(first, logits.size(0)),
+             .logprobs = LogprobsOf(buffers.results).Rows(first, logits.size(0)),
              .logits = logits,
              .rows = rows,
              .workspace = buffers.sample_workspace},
@@ -47,7 +43,7 @@ void LogitReader::Score(std::int64_t first, ConstTensorView logits,
   Run(Copy{.out = ids,
            .x = {reinterpret_cast<const std::byte*>(targets.data()), DType::kI32, Shape{count}}},
       decoder_.stream());
-  Run(LogProb{.out = LogprobsOf(buffers.results, first, count), .logits = logits, .ids = ids},
+  Run(LogProb{.out = LogprobsOf(buffers.results).Rows(first, count), .logits = logits, .ids = ids},
       decoder_.stream());
 }
 
@@ -75,8 +71,9 @@ LogitReader::Results LogitReader::Read() {
   // A step without entries, part of a long prompt, is not waited for.
   if (step.arrival != nullptr && step.count > 0) decoder_.mesh().world->Wait(*step.arrival);
   const auto count = static_cast<std::size_t>(step.count);
-  const Results read{.ids = {IdsOf(step.results, 0, step.count).data<std::int32_t>(), count},
-                     .logprobs = {LogprobsOf(step.results, 0, step.count).data<float>(), count}};
+  const Results read{
+      .ids = {IdsOf(step.results).Rows(0, step.count).data<std::int32_t>(), count},
+      .logprobs = {LogprobsOf(step.results).Rows(0, step.count).data<float>(), count}};
   for (const float logprob : read.logprobs) {
     if (!std::isfinite(logprob)) {
       throw UserError(ExitStatus::kBadData,

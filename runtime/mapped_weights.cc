@@ -13,8 +13,8 @@
 
 #include <fmt/format.h>
 
-#include "kernels/block_product.h"
 #include "kernels/error.h"
+#include "kernels/threads.h"
 #include "parallel/gather_values.h"
 #include "runtime/memory_plan.h"
 #include "runtime/weight_upload.h"

@@ -29,8 +29,6 @@ KvLayer KvLayerShape(const ModelDescription& model, const ParallelPlan& plan, in
 
 constexpr std::int64_t kAligned = kAlignment / 4;  // in i32
 
-std::int64_t DivideUp(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 /// The places of StepInputs' tensors in `all`, and its size.
 struct InputPlaces {
   explicit InputPlaces(const StepLimits& limits)
@@ -180,7 +178,7 @@ StepLimits LimitsOf(const ModelDescription& model, const ParallelPlan& plan,
         page_bytes, KvLayerShape(model, plan, index, options.kv_type).PageBytes() * model.layers);
   }
   const std::int64_t context = std::min(model.context, options.context.value_or(model.context));
-  const std::int64_t context_pages = (context + kPageTokens - 1) / kPageTokens;
+  const std::int64_t context_pages = DivideUp(context, kPageTokens);
   StepLimits limits;
   limits.num_pages = std::min(options.kv_memory / page_bytes, context_pages * options.max_running);
   if (limits.num_pages < 1) {

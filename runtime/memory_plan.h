@@ -84,6 +84,11 @@ struct Activations {
   TensorView sample_workspace;      // leader: u8
 };
 
+/// The ids among Activations::results.
+inline TensorView IdsOf(TensorView results) {
+  return results.Rows(0, 1).Reshaped(Shape{results.size(1)});
+}
+
 /// Memory of the host that a GPU copies from and to. Views into the rank's pinned arena. CPUs have
 /// none: there the host's memory is the device's.
 struct PinnedBuffers {

@@ -82,7 +82,7 @@ Range OwnedHeads(const ModelDescription& model, int tensor_index, int tensor_siz
   const Range columns =
       ColumnsOfChunks(model.heads * model.head_dim, OwnedChunks(tensor_index, tensor_size));
   if (columns.empty()) return {0, 0};
-  return {columns.begin / model.head_dim, (columns.end + model.head_dim - 1) / model.head_dim};
+  return {columns.begin / model.head_dim, DivideUp(columns.end, model.head_dim)};
 }
 
 Range OwnedKvHeads(const ModelDescription& model, int tensor_index, int tensor_size) {
@@ -93,7 +93,7 @@ Range OwnedKvHeads(const ModelDescription& model, int tensor_index, int tensor_s
 }
 
 Range OwnedVocabulary(std::int64_t vocabulary, int tensor_index, int tensor_size) {
-  const std::int64_t blocks = (vocabulary + kBlockColumns - 1) / kBlockColumns;
+  const std::int64_t blocks = DivideUp(vocabulary, kBlockColumns);
   const Range owned = OwnedRange(blocks, tensor_index, tensor_size);
   return {std::min(owned.begin * kBlockColumns, vocabulary),
           std::min(owned.end * kBlockColumns, vocabulary)};

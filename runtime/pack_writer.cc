@@ -35,8 +35,6 @@ namespace fs = std::filesystem;
 /// columns: their chunks lie apart.
 constexpr std::int64_t kPieceBytes = 64 << 20;
 
-std::int64_t DivideUp(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 /// A file under a temporary name in the directory where it will be.
 class NewFile {
  public:

@@ -15,7 +15,7 @@
 namespace jubal {
 namespace {
 
-std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+std::int64_t PagesFor(std::int64_t tokens) { return DivideUp(tokens, kPageTokens); }
 
 /// Distinct tokens in order of first appearance, and how often each came.
 class TokenTally {

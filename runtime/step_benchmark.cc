@@ -92,7 +92,7 @@ StepBenchmark::StepBenchmark(Decoder& decoder, const ModelSource& source,
 
 std::int64_t StepBenchmark::StepsOf(const StepTest& test) const {
   if (test.kind == StepTest::Kind::kDecode) return test.tokens;
-  return (test.tokens + prefill_chunk_ - 1) / prefill_chunk_;
+  return DivideUp(test.tokens, prefill_chunk_);
 }
 
 StepPlan StepBenchmark::PlanOf(const StepTest& test, std::int64_t run, std::int64_t step) const {

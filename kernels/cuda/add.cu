@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void RunOnGpu(const Add& op, Stream& stream) {
   const std::int64_t hidden = op.into.size(1);
-  Launch(stream, AddRows, dim3(Extent(op.into.size(0)), Extent((hidden + kColumns - 1) / kColumns)),
+  Launch(stream, AddRows, dim3(Extent(op.into.size(0)), Extent(DivideUp(hidden, kColumns))),
          kThreads, 0, DeviceData<float>(op.into), op.into.row_stride(), DeviceData<float>(op.x),
          op.x.row_stride(), hidden);
 }

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) Combine(Arguments a) {
 void RunOnGpu(const CombineExperts& op, Stream& stream) {
   const std::int64_t hidden = op.out.size(1);
   CHECK_LE(op.row_of.size(1), kThreads);
-  Launch(stream, Combine, dim3(Extent(op.out.size(0)), Extent((hidden + kColumns - 1) / kColumns)),
+  Launch(stream, Combine, dim3(Extent(op.out.size(0)), Extent(DivideUp(hidden, kColumns))),
          kThreads, sizeof(Shared),
          {.out = DeviceData<float>(op.out),
           .out_stride = op.out.row_stride(),

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/chunks.h"
 #include "kernels/stream.h"
 
 #ifdef __CUDACC__

@@ -74,8 +74,8 @@ void RunOnGpu(const Embed& op, Stream& stream) {
   const auto look_up = layout.type == WeightType::kF32    ? LookUp<WeightType::kF32>
                        : layout.type == WeightType::kBf16 ? LookUp<WeightType::kBf16>
                                                           : LookUp<WeightType::kInt8>;
-  Launch(stream, look_up,
-         dim3(Extent(op.token_ids.size(0)), Extent((layout.k + kRows - 1) / kRows)), kThreads, 0,
+  Launch(stream, look_up, dim3(Extent(op.token_ids.size(0)), Extent(DivideUp(layout.k, kRows))),
+         kThreads, 0,
          {.out = DeviceData<float>(op.out),
           .out_stride = op.out.row_stride(),
           .token_ids = DeviceData<std::int32_t>(op.token_ids),

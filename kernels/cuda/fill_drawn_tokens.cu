@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void RunOnGpu(const FillDrawnTokens& op, Stream& stream) {
   const std::int64_t tokens = op.token_ids.size(0);
-  Launch(stream, Fill, Extent((tokens + kThreads - 1) / kThreads), kThreads, 0,
+  Launch(stream, Fill, Extent(DivideUp(tokens, kThreads)), kThreads, 0,
          DeviceData<std::int32_t>(op.token_ids), tokens, DeviceData<std::int32_t>(op.drawn),
          op.drawn.size(0));
 }

@@ -44,9 +44,8 @@ void RunOnGpu(const FillRandom& op, Stream& stream) {
       constexpr std::int64_t kMostRows = 0xffff;  // of a grid
       for (std::int64_t first = blocks.begin; first < blocks.end; first += kMostRows) {
         const std::int64_t count = std::min(kMostRows, blocks.end - first);
-        Launch(stream, FillBlocks,
-               dim3(Extent((words + kWordsOfBlock - 1) / kWordsOfBlock), Extent(count)), kThreads,
-               0, reinterpret_cast<std::uint64_t*>(out), words, layout.type,
+        Launch(stream, FillBlocks, dim3(Extent(DivideUp(words, kWordsOfBlock)), Extent(count)),
+               kThreads, 0, reinterpret_cast<std::uint64_t*>(out), words, layout.type,
                RandomDeviation(layout), RandomStream({op.key, expert, chunk}), first);
         out += count * words * 8;
       }
@@ -54,7 +53,7 @@ void RunOnGpu(const FillRandom& op, Stream& stream) {
   }
   if (op.scales.empty()) return;
   const std::int64_t count = op.scales.size(0);
-  Launch(stream, FillScales, Extent((count + kThreads - 1) / kThreads), kThreads, 0,
+  Launch(stream, FillScales, Extent(DivideUp(count, kThreads)), kThreads, 0,
          DeviceData<float>(op.scales), count, RandomScale(layout));
 }
 

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
        i += kThreads / kBlockColumns) {
     const std::int64_t step = tile + i;
     if (step >= slab.steps.end) break;
-    *reinterpret_cast<std::uint32_t*>(out + step * kPackedStepBytes) =
+    *reinterpret_cast<std::uint32_t*>(out + step * kBlockStepBytes) =
         PackedWord(slab, step, column, broken);
   }
   if (broken && broken_flag != nullptr) *broken_flag = 1;
@@ -50,7 +50,7 @@ std::int32_t* FlagOf(TensorView broken) {
 void RunOnGpu(const PackWeights& op, Stream& stream) {
   CHECK(op.data.device() == Device::kCuda);
   ForEachChunk(op, [&](const SlabOfChunk& slab) {
-    const std::int64_t step_tiles = (slab.steps.size() + kTileSteps - 1) / kTileSteps;
+    const std::int64_t step_tiles = DivideUp(slab.steps.size(), kTileSteps);
     Launch(stream, PackSlab, Extent(slab.Blocks() * step_tiles), kThreads, 0, slab,
            slab.FirstBlock(), step_tiles, FlagOf(op.broken));
   });
@@ -59,8 +59,8 @@ void RunOnGpu(const PackWeights& op, Stream& stream) {
 void RunOnGpu(const PackScales& op, Stream& stream) {
   CHECK(op.scales.device() == Device::kCuda);
   ForEachChunk(op, [&](const ScalesOfChunk& of) {
-    Launch(stream, WidenScales, Extent((of.groups * of.stored + kThreads - 1) / kThreads), kThreads,
-           0, of, FlagOf(op.broken));
+    Launch(stream, WidenScales, Extent(DivideUp(of.groups * of.stored, kThreads)), kThreads, 0, of,
+           FlagOf(op.broken));
   });
 }
 

@@ -46,8 +46,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void RunOnGpu(const PackPairs& op, Stream& stream) {
   const std::int64_t n = op.x.size(1);
-  const dim3 grid(Extent(op.row_of.shape().elements()),
-                  Extent((n + kColumnsOfBlock - 1) / kColumnsOfBlock));
+  const dim3 grid(Extent(op.row_of.shape().elements()), Extent(DivideUp(n, kColumnsOfBlock)));
   Launch(stream, PackRows, grid, kThreads, 0, DeviceData<float>(op.out), DeviceData<float>(op.x),
          DeviceData<std::int32_t>(op.row_of), op.row_of.row_stride(),
          static_cast<int>(op.row_of.size(1)), op.slots, n);
@@ -55,7 +54,7 @@ void RunOnGpu(const PackPairs& op, Stream& stream) {
 
 void RunOnGpu(const PlacePairs& op, Stream& stream) {
   const std::int64_t pairs = op.row_of.shape().elements();
-  Launch(stream, PlaceEach, Extent((pairs + kThreads - 1) / kThreads), kThreads, 0,
+  Launch(stream, PlaceEach, Extent(DivideUp(pairs, kThreads)), kThreads, 0,
          DeviceData<std::int32_t>(op.row_of), op.row_of.row_stride(),
          DeviceData<std::int32_t>(op.topk_ids), op.topk_ids.row_stride(), op.topk_ids.size(0),
          static_cast<int>(op.topk_ids.size(1)), op.experts, op.groups, op.slots);

@@ -463,8 +463,8 @@ __global__ void __launch_bounds__(kThreads) CombineRuns(Arguments a) {
 template <class Kv, int kHeads, int kTokens>
 void LaunchAttend(const Arguments& a, std::int64_t kv_heads, Stream& stream) {
   Launch(stream, Attend<Kv, kHeads, kTokens>,
-         dim3(Extent((a.tokens + kTokens - 1) / kTokens), Extent(kv_heads), Extent(a.runs)),
-         kThreads, sizeof(Shared<kHeads, kTokens>), a);
+         dim3(Extent(DivideUp(a.tokens, kTokens)), Extent(kv_heads), Extent(a.runs)), kThreads,
+         sizeof(Shared<kHeads, kTokens>), a);
 }
 
 /// From this many tokens on, tokens share loads: before, all blocks are needed to keep the GPU
@@ -482,7 +482,7 @@ void ChooseTokens(const Arguments& a, std::int64_t kv_heads, Stream& stream) {
 
 template <class Kv>
 void ChooseHeads(const Arguments& a, std::int64_t kv_heads, Stream& stream) {
-  const std::int64_t sharing = (a.heads + kv_heads - 1) / kv_heads;
+  const std::int64_t sharing = DivideUp(a.heads, kv_heads);
   if (sharing <= 1) {
     ChooseTokens<Kv, 1>(a, kv_heads, stream);
   } else if (sharing <= 4) {

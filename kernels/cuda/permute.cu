@@ -125,11 +125,10 @@ bool GatherWords(const GatherRows& op, Stream& stream) {
   }
   const std::int64_t words = row_bytes / kBytes;
   const std::int64_t rows = std::min(op.out.size(0), op.index.size(0));
-  Launch(stream, Gather<Word>,
-         dim3(Extent(rows), Extent((words + kGatherWords - 1) / kGatherWords)), kGatherThreads, 0,
-         reinterpret_cast<Word*>(op.out.raw()), words, reinterpret_cast<const Word*>(op.x.raw()),
-         x_stride / kBytes, op.x.size(0), DeviceData<std::int32_t>(op.index),
-         DeviceData<std::int32_t>(op.count));
+  Launch(stream, Gather<Word>, dim3(Extent(rows), Extent(DivideUp(words, kGatherWords))),
+         kGatherThreads, 0, reinterpret_cast<Word*>(op.out.raw()), words,
+         reinterpret_cast<const Word*>(op.x.raw()), x_stride / kBytes, op.x.size(0),
+         DeviceData<std::int32_t>(op.index), DeviceData<std::int32_t>(op.count));
   return true;
 }
 

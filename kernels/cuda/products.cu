@@ -14,8 +14,6 @@ constexpr int kColumnTiles = 8;
 
 std::int32_t Narrow(std::int64_t number) { return static_cast<std::int32_t>(Extent(number)); }
 
-std::int64_t TilesOf(std::int64_t count, std::int64_t tile) { return (count + tile - 1) / tile; }
-
 /// Rows of one expert that a thread block takes.
 struct RowTile {
   int expert = 0;
@@ -169,23 +167,23 @@ void LaunchTiles(const Products& p, Stream& stream) {
   static_assert(sizeof(MultiplyShared<Tile>) <= kMostSharedBytes);
   std::int64_t columns = 0;
   for (int i = 0; i < (p.result == Result::kWhole ? p.count : 1); ++i) {
-    columns += TilesOf(p.matrices[i].blocks, Tile::kBlocks);
+    columns += DivideUp(p.matrices[i].blocks, Tile::kBlocks);
   }
   if (p.split_chunks) columns *= p.matrices[0].num_chunks;
   // Each expert may have a tile that is not full, but none is empty.
   const std::int64_t rows = p.offsets == nullptr
-                                ? TilesOf(p.rows, Tile::kRows)
+                                ? DivideUp(p.rows, Tile::kRows)
                                 : std::min<std::int64_t>(p.rows, p.rows / Tile::kRows + p.experts);
   Launch(stream, MultiplyTiles<Tile>,
          dim3(Extent(std::min<std::int64_t>(columns, kColumnTiles)), Extent(rows),
-              Extent(TilesOf(columns, kColumnTiles))),
+              Extent(DivideUp(columns, kColumnTiles))),
          kTileThreads, sizeof(MultiplyShared<Tile>), p);
 }
 
 template <WeightType kType>
 void LaunchMmaTiles(const Products& p, Stream& stream) {
   // The results' bits are the same in all of them.
-  const std::int64_t rows = TilesOf(p.rows, p.experts);
+  const std::int64_t rows = DivideUp(p.rows, p.experts);
   bool wide = rows > 64;
   for (const MatrixOnGpu& matrix : p.matrices) {
     for (const ChunkOnGpu& chunk : matrix.chunks) {
@@ -448,7 +446,7 @@ void EnqueuePartials(TensorView out, const PackedMatrix& down, const RowsOnGpu& 
     sums.first[s] = subtrees[s].first_chunk - Narrow(layout.chunks.begin);
     sums.chunks[s] = subtrees[s].num_chunks;
   }
-  Launch(stream, AddUp, dim3(Extent(TilesOf(rows * n, kTileThreads)), Extent(out.size(0))),
+  Launch(stream, AddUp, dim3(Extent(DivideUp(rows * n, kTileThreads)), Extent(out.size(0))),
          kTileThreads, 0, sums);
 }
 

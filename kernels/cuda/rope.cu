@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(kThreads)
 void RunOnGpu(const Rope& op, Stream& stream) {
   const std::int64_t half = op.frequencies.size(0);
   const std::int64_t heads = op.heads.size(1) / (2 * half);
-  Launch(stream, Rotate, dim3(Extent(op.heads.size(0)), Extent((heads + kHeads - 1) / kHeads)),
-         kThreads, 0, DeviceData<float>(op.heads), op.heads.row_stride(), op.heads.size(1),
+  Launch(stream, Rotate, dim3(Extent(op.heads.size(0)), Extent(DivideUp(heads, kHeads))), kThreads,
+         0, DeviceData<float>(op.heads), op.heads.row_stride(), op.heads.size(1),
          DeviceData<std::int32_t>(op.positions), DeviceData<float>(op.frequencies), half);
 }
 

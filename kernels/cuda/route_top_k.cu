@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kTokens* kWarp)
 
 void RunOnGpu(const RouteTopK& op, Stream& stream) {
   const std::int64_t tokens = op.logits.size(0);
-  Launch(stream, Route, Extent((tokens + kTokens - 1) / kTokens), kTokens * kWarp, 0,
+  Launch(stream, Route, Extent(DivideUp(tokens, kTokens)), kTokens * kWarp, 0,
          DeviceData<std::int32_t>(op.topk_ids), op.topk_ids.row_stride(),
          DeviceData<float>(op.topk_weights), op.topk_weights.row_stride(),
          DeviceData<float>(op.logits), op.logits.row_stride(), tokens,

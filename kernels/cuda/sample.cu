@@ -132,7 +132,7 @@ __device__ Found FirstBeyond(Shared& shared, int size, Measure measure, std::uin
   int begin = 0;
   Tally before{0, 0};
   while (size > 1) {  // each warp has a part of [begin, begin + size)
-    const int part = (size + kWarps - 1) / kWarps;
+    const int part = DivideUp(size, kWarps);
     Tally mine{0, 0};
     for (int i = warp * part + lane; i < size && i < (warp + 1) * part; i += kWarp) {
       mine = mine + of(begin + i);

@@ -50,8 +50,8 @@ void RunOnGpu(const SumTree& op, Stream& stream) {
     partials.num_chunks[c] = op.subtrees[p].num_chunks;
   }
   const std::int64_t n = op.out.size(1);
-  Launch(stream, AddUp, dim3(Extent(op.out.size(0)), Extent((n + kColumns - 1) / kColumns)),
-         kThreads, 0, DeviceData<float>(op.out), op.out.row_stride(), partials, n);
+  Launch(stream, AddUp, dim3(Extent(op.out.size(0)), Extent(DivideUp(n, kColumns))), kThreads, 0,
+         DeviceData<float>(op.out), op.out.row_stride(), partials, n);
 }
 
 }  // namespace jubal

@@ -24,8 +24,6 @@ inline constexpr int kBlockWidth = 64;
 /// Shared memory that a thread block may have on every GPU since Ampere.
 inline constexpr std::size_t kMostSharedBytes = 99 * 1024;
 
-__device__ __forceinline__ int DivideUp(int a, int b) { return (a + b - 1) / b; }
-
 /// The start of a sum of so many runs. Of floats it is −0, which leaves what is added to it as it
 /// is, the sign of 0 included.
 __device__ __forceinline__ float NoRuns(WeightType type, int runs) {

@@ -19,6 +19,7 @@
 #include "parallel/shared_memory.h"
 #include "tests/parallel/communicator_conformance.h"
 #include "tests/parallel/local_world.h"
+#include "tests/parallel/on_two_hosts.h"
 
 namespace jubal {
 namespace {
@@ -42,36 +43,6 @@ INSTANTIATE_TEST_SUITE_P(Sizes, SharedMemoryCommunicatorTest,
                            return std::to_string(std::get<0>(info.param)) +
                                   std::get<1>(info.param).name;
                          });
-
-/// A local world whose even ranks are on one host and whose odd ranks are on another.
-class OnTwoHosts final : public Communicator {
- public:
-  OnTwoHosts(std::unique_ptr<Communicator> group, int host)
-      : group_(std::move(group)), host_(host) {}
-
-  int rank() const override { return group_->rank(); }
-  int size() const override { return group_->size(); }
-  void AllGatherRows(TensorView gathered, ConstTensorView mine, std::span<const std::int64_t> rows,
-                     Stream& stream) override {
-    group_->AllGatherRows(gathered, mine, rows, stream);
-  }
-  void AllToAllRows(TensorView recv, std::span<const std::int64_t> recv_rows, ConstTensorView send,
-                    std::span<const std::int64_t> send_rows, Stream& stream) override {
-    group_->AllToAllRows(recv, recv_rows, send, send_rows, stream);
-  }
-  void Broadcast(std::vector<std::byte>& message, int root) override {
-    group_->Broadcast(message, root);
-  }
-  void Barrier() override { group_->Barrier(); }
-  std::unique_ptr<Communicator> Split(int color) override {
-    return std::make_unique<OnTwoHosts>(group_->Split(color), host_);
-  }
-  std::unique_ptr<Communicator> SplitByNode() override { return Split(host_); }
-
- private:
-  std::unique_ptr<Communicator> group_;
-  int host_;
-};
 
 // A group that took ranks of another host for neighbours would read memory that is not there.
 TEST(SharedMemoryCommunicatorHostsTest, GroupsAcrossHostsConform) {

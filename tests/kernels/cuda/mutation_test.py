@@ -102,7 +102,8 @@ MUTATIONS = [
              "*StoreKv*"),
     Mutation("store_kv.cu", "(is_value ? kPageTokens : 0) + slot", "slot", "*StoreKv*"),
     Mutation("sum_tree.cu", "sums[c + size / 2]", "sums[c + 1]", "*SumTree*"),
-    Mutation("sum_tree.cu", "partials.num_chunks[c] < size", "partials.num_chunks[c] < size / 2", "*SumTree*"),
+    Mutation("sum_tree.cu", "partials.num_chunks[c] < size",
+             "partials.num_chunks[c] < size / 2", "*SumTree*"),
 ]
 
 

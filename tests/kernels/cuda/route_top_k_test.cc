@@ -49,6 +49,28 @@ TEST_P(RouteTopKGpuTest, HasTheBitsOfTheSpecification) {
   }
 }
 
+// Breaks: all tokens but the first are routed by other columns of a wider buffer, or lose what was
+// written for them.
+TEST_P(RouteTopKGpuTest, TakesRowsOfWiderBuffers) {
+  const Floats wide = RandomFloats({7, 40}, 2, 3.0f);
+  const ConstTensorView logits = wide.view().Columns(5, 8);
+  Ints ids({7, 2});
+  Floats weights({7, 2});
+  RunSpecification(RouteTopK{ids.view(), weights.view(), logits});
+  const TensorView ids_there = Allocate(DType::kI32, {7, 6});
+  const TensorView weights_there = Allocate(DType::kF32, {7, 5});
+  Launch(
+      RouteTopK{ids_there.Columns(1, 2), weights_there.Columns(3, 2), OnGpu(wide).Columns(5, 8)});
+  const std::vector<std::int32_t> all_ids = ReadBack<std::int32_t>(ids_there);
+  const std::vector<float> all_weights = ReadBack<float>(weights_there);
+  for (std::int64_t t = 0; t < 7; ++t) {
+    for (std::int64_t j = 0; j < 2; ++j) {
+      EXPECT_EQ(all_ids[static_cast<std::size_t>(t * 6 + 1 + j)], ids[t * 2 + j]) << t;
+      EXPECT_EQ(all_weights[static_cast<std::size_t>(t * 5 + 3 + j)], weights[t * 2 + j]) << t;
+    }
+  }
+}
+
 // Breaks: ties, and logits of a damaged model, are ordered differently.
 TEST_P(RouteTopKGpuTest, OrdersTiesAndWhatIsNotANumber) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();

@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <source_location>
 #include <type_traits>
 
 #include "kernels/stream.h"
@@ -146,11 +145,11 @@ using std::min;
 
 /// A stream of the emulated GPU, and where the launch stands in the source.
 struct LaunchPlace {
-  LaunchPlace(Stream& on, std::source_location here = std::source_location::current())
-      : stream(on), where(here) {}
+  LaunchPlace(Stream& on, const char* file = __builtin_FILE(), int line = __builtin_LINE())
+      : stream(on), where{file, line} {}
 
   Stream& stream;
-  std::source_location where;
+  SourceLine where;
 };
 
 void EnqueueGrid(const LaunchPlace& place, GridSize grid, unsigned threads,

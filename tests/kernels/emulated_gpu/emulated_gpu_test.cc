@@ -62,12 +62,10 @@ __global__ void OneLaneLess() {
   if (threadIdx.x != 5) __syncwarp();
 }
 __global__ void AtDifferentPlaces() {
-  if (threadIdx.x < 32) {
+  if (threadIdx.x < 32 || threadIdx.x == 40) {
     __syncthreads();
-  } else if (threadIdx.x != 40) {
-    __syncwarp();
   } else {
-    __syncthreads();
+    __syncwarp();
   }
 }
 __global__ void FirstWarpLeaves(int* out) {

@@ -21,8 +21,8 @@
 
 namespace jubal {
 
-constinit thread_local uint3 threadIdx;
-constinit thread_local uint3 blockIdx;
+constinit thread_local uint3 threadIdx{};
+constinit thread_local uint3 blockIdx{};
 constinit thread_local dim3 blockDim;
 constinit thread_local dim3 gridDim;
 
@@ -95,8 +95,8 @@ thread_local Stacks stacks;
 /// One block under way.
 class Block {
  public:
-  Block(const std::source_location& where, unsigned threads, std::size_t shared_bytes,
-        FiberOrder order, const std::function<void()>& body)
+  Block(const SourceLine& where, unsigned threads, std::size_t shared_bytes, FiberOrder order,
+        const std::function<void()>& body)
       : where_(where),
         order_(order),
         threads_(threads),
@@ -136,7 +136,7 @@ class Block {
   bool RunWarp(std::size_t warp);
   [[noreturn]] void Fail() const;
 
-  const std::source_location where_;
+  const SourceLine where_;
   const FiberOrder order_;
   const std::size_t threads_;
   const Stacks& stacks_;
@@ -296,17 +296,17 @@ void Block::Fail() const {
     ++(fiber.meetings == &meetings_ ? at_barrier : in_warps);
   }
   std::fprintf(stderr,
-               "%s:%u: the kernel launched here, block (%u, %u, %u), waits for ever: of %zu "
+               "%s:%d: the kernel launched here, block (%u, %u, %u), waits for ever: of %zu "
                "threads %zu have left, %zu wait at __syncthreads, %zu for their warp\n",
-               where_.file_name(), static_cast<unsigned>(where_.line()), blockIdx.x, blockIdx.y,
-               blockIdx.z, threads_, finished_, at_barrier, in_warps);
+               where_.file, where_.line, blockIdx.x, blockIdx.y, blockIdx.z, threads_, finished_,
+               at_barrier, in_warps);
   std::abort();
 }
 
 }  // namespace
 
-void RunGrid(const std::source_location& where, GridSize grid, unsigned threads,
-             std::size_t shared_bytes, FiberOrder order, const std::function<void()>& body) {
+void RunGrid(const SourceLine& where, GridSize grid, unsigned threads, std::size_t shared_bytes,
+             FiberOrder order, const std::function<void()>& body) {
   CHECK(threads > 0 && threads <= kMostThreads && threads % kLanes == 0);
   blockDim = dim3(threads);
   gridDim = dim3(grid.x, grid.y, grid.z);

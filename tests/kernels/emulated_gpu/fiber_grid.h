@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <source_location>
 
 namespace jubal {
 
@@ -12,6 +11,12 @@ inline constexpr std::size_t kLanes = 32;
 inline constexpr std::size_t kLaneBytes = 64;
 /// What the lanes of a warp bring to a meeting, at most.
 using WarpValues = std::byte[kLanes][kLaneBytes];
+
+/// A line of the source. (clang 14 has no std::source_location.)
+struct SourceLine {
+  const char* file;
+  int line;
+};
 
 struct GridSize {
   unsigned x = 1;
@@ -27,8 +32,8 @@ enum class FiberOrder : std::uint8_t { kForward, kBackward };
 /// block as fibers that change places where they meet. Shared memory is filled with 0xff, which is
 /// NaN, before each block. Ends the process, naming `where`, when threads wait for ever: for others
 /// that have left, or that wait elsewhere.
-void RunGrid(const std::source_location& where, GridSize grid, unsigned threads,
-             std::size_t shared_bytes, FiberOrder order, const std::function<void()>& body);
+void RunGrid(const SourceLine& where, GridSize grid, unsigned threads, std::size_t shared_bytes,
+             FiberOrder order, const std::function<void()>& body);
 
 // For the functions below: inside body() only.
 
