@@ -1,6 +1,7 @@
 #include "kernels/paged_attention.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -150,9 +151,11 @@ class PagedAttentionGpuTest : public GpuTest {
   }
 
   static bool SameBits(const Outs& outs) {
-    return outs.expected.size() == outs.actual.size() &&
-           std::memcmp(outs.expected.data(), outs.actual.data(),
-                       outs.expected.size() * sizeof(float)) == 0;
+    const auto same = [](float a, float b) {
+      return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b);
+    };
+    return std::equal(outs.expected.begin(), outs.expected.end(), outs.actual.begin(),
+                      outs.actual.end(), same);
   }
 };
 INSTANTIATE_GPU_TEST(PagedAttentionGpuTest);
