@@ -56,8 +56,8 @@ RankDevice ChooseDevice(std::optional<Device> wanted, const GpuDriver& driver,
   const bool alone = world->size() == 1;
   const bool direct = !alone && !assignment.shared && driver.connect != nullptr;
   if (leader) {
-    fmt::print(stderr, "computing on {}{}\n", Description(gpu->info()),
-               alone ? "" : ":\n" + assignment.table);
+    fmt::print(stderr, "computing on {}{}\n", Description(gpu->info()), alone ? "" : ":");
+    if (!alone) fmt::print(stderr, "{}", assignment.table);
     if (!alone && !direct) {
       fmt::print(stderr, "{}: their messages pass through host memory, which is slow\n",
                  assignment.shared ? "ranks share a GPU" : "this jubal was built without NCCL");

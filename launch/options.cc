@@ -337,16 +337,17 @@ constexpr std::array kFlags{
          "instruction set to compute with: portable, avx2 or avx512 (default: the best one that "
          "all ranks have)",
          [](Options& o, const Value& v) { o.isa = v.Isa(); }},
-    Flag{"device", "DEVICE", kEngine | kTables,
-         "what computes: cpu, or cuda for one GPU on each rank (default: GPUs where every rank has "
-         "one; plan and inspect: cpu)",
-         [](Options& o, const Value& v) {
-           if (v.text != "cpu" && v.text != "cuda") {
-             Refuse(fmt::format("{} is '{}': give cpu or cuda", v.flag, v.text));
-           }
-           o.device = v.text == "cuda" ? Device::kCuda : Device::kCpu;
-           o.serving.device = *o.device;
-         }},
+    Flag{
+        "device", "DEVICE", kEngine | In(Command::kPlan),
+        "what computes: cpu, or cuda for a GPU on each rank (default: GPUs if there are any; plan: "
+        "cpu)",
+        [](Options& o, const Value& v) {
+          if (v.text != "cpu" && v.text != "cuda") {
+            Refuse(fmt::format("{} is '{}': give cpu or cuda", v.flag, v.text));
+          }
+          o.device = v.text == "cuda" ? Device::kCuda : Device::kCpu;
+          o.serving.device = *o.device;
+        }},
     Flag{"device-memory", "SIZE", In(Command::kPlan),
          "memory of each rank: exit with status 78 if the model does not fit",
          [](Options& o, const Value& v) { o.device_memory = v.Size(); }},

@@ -70,7 +70,7 @@ struct Options {
   int data_parallel = 1;
   std::optional<int> threads;
   std::optional<CpuIsa> isa;
-  std::optional<Device> device;  // none: GPUs where every rank has one
+  std::optional<Device> device;  // none: GPUs if there are any
   GpuDriver gpus;                // main() sets it
   ServingOptions serving;
   std::optional<std::int64_t> device_memory;

@@ -188,23 +188,22 @@ ModelSource OpenModel(const Options& options) {
 SeatedRank TakeSeat(const Options& options, std::unique_ptr<Communicator> world,
                     const std::function<void(const ModelSource&, const ParallelPlan&)>& check) {
   RankDevice device = ChooseDevice(options.device, options.gpus, std::move(world));
-  world = std::move(device.world);
   std::optional<ModelSource> source;
   ParallelPlan plan;
   ServingOptions serving = options.serving;
   if (device.gpu != nullptr) serving.device = Device::kCuda;
-  Agree(*world, [&] {
+  Agree(*device.world, [&] {
     source = OpenModel(options);
-    plan = MakePlan(world->size(), static_cast<int>(source->model().experts), options.exchange,
-                    options.expert_parallel, options.data_parallel);
+    plan = MakePlan(device.world->size(), static_cast<int>(source->model().experts),
+                    options.exchange, options.expert_parallel, options.data_parallel);
     LimitsOf(source->model(), plan, serving);
-    if (world->rank() == 0) check(*source, plan);
+    if (device.world->rank() == 0) check(*source, plan);
   });
-  const std::vector<CpuIsa> tiers = GatherValues(*world, options.isa.value_or(BestCpuIsa()));
+  const std::vector<CpuIsa> tiers = GatherValues(*device.world, options.isa.value_or(BestCpuIsa()));
   ForceCpuIsa(*std::min_element(tiers.begin(), tiers.end()));
 
-  SeatedRank seated{std::move(*source), serving, std::move(device.gpu),
-                    MakeMesh(plan, std::move(world))};
+  Mesh mesh = MakeMesh(plan, std::move(device.world));
+  SeatedRank seated{std::move(*source), serving, std::move(device.gpu), std::move(mesh)};
   ShareCores(*seated.mesh.node, options.threads);
   if (seated.mesh.leader()) {
     if (device.connected) {

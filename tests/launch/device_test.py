@@ -60,6 +60,13 @@ class EmulatedGpuTest(unittest.TestCase):
                         "roofline_ratio"):
                 self.assertGreater(row[key], 0, key)
 
+    def test_a_wrong_path_is_one_sentence(self):
+        for ranks in (None, 2):
+            done = run(EMULATED, "generate", "--model", "/no/such/model", "--prompt", "x",
+                       ranks=ranks)
+            self.assertEqual(done.returncode, 66, done.stderr)
+            self.assertEqual(done.stderr.count("/no/such/model"), 1, done.stderr)
+
     def test_a_model_too_large_for_the_gpu_is_refused(self):
         done = run(EMULATED, "bench", "--synthetic", "layers=64", "--prefill", "0", "--decode", "1",
                    "--batch", "1", "--device", "cuda")
